@@ -1,0 +1,1 @@
+"""The cloud aggregator: runs the rounds, averages the deltas, keeps the checkpoints."""

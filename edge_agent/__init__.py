@@ -1,0 +1,1 @@
+"""The edge agent: learns on a device while the device rests."""

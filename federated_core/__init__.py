@@ -1,0 +1,1 @@
+"""What both sides must agree on: true without a clock, a disk or a network (its ``adapters`` excepted)."""

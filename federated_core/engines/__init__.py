@@ -1,0 +1,1 @@
+"""Engines that run a graph: the same graph, the same answer."""

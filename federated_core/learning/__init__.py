@@ -1,0 +1,1 @@
+"""Mathematics: arrays in, arrays out. Knows no message, clock, disk or network."""

@@ -1,0 +1,1 @@
+"""The conversation between a device and the aggregator: messages, bytes, topics, transfers."""
