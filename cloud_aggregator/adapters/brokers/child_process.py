@@ -1,0 +1,150 @@
+"""A broker as our child: started, listened to, ended, and never left behind.
+
+On Linux it dies with us (PR_SET_PDEATHSIG), also when we are killed with -9: an orphan would keep the port and the data
+folder from the next aggregator. The signal is set by a few lines of Python that then become the broker, not by a
+``preexec_fn``, which may deadlock in a process with threads. Linux sends it when the *thread* that started the child
+ends, so the thread that reads the child's log starts it, and lives exactly as long as it does.
+"""
+
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+
+from federated_core.errors import AdapterError
+
+_LAST_LINES_COUNT = 40
+_STOP_TIMEOUT_S = 10.0
+_DIE_WITH_PARENT = """
+import ctypes, os, sys
+parent, death_signal = int(sys.argv[1]), int(sys.argv[2])
+ctypes.CDLL(None).prctl(1, death_signal)
+if os.getppid() != parent:
+    sys.exit("the parent is gone")
+os.execv(sys.argv[3], sys.argv[3:])
+"""
+
+_log = logging.getLogger(__name__)
+
+
+class ChildProcess:
+    """One run of a program that writes its log to its standard error."""
+
+    def __init__(
+        self, command: Sequence[str], *, death_signal: signal.Signals, on_exit: Callable[[str], None] | None
+    ) -> None:
+        """Start ``command``; ``on_exit`` is called with the reason if it ends before `stop`."""
+        self.name = Path(command[0]).name
+        self._on_exit = on_exit
+        self._lines: deque[str] = deque(maxlen=_LAST_LINES_COUNT)
+        self._line_count = 0
+        self._has_ended = False
+        self._is_stopping = False
+        self._changed = threading.Condition()
+        started: Future[subprocess.Popen[str]] = Future()
+        self._thread = threading.Thread(
+            target=self._watch, args=(tuple(command), death_signal, started), name=f"watch-{self.name}", daemon=True
+        )
+        self._thread.start()
+        self._process = started.result()
+
+    @property
+    def pid(self) -> int:
+        """The process's number."""
+        return self._process.pid
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it has not ended yet."""
+        return not self._has_ended
+
+    @property
+    def line_count(self) -> int:
+        """Lines of log so far: a mark for `wait_for`."""
+        return self._line_count
+
+    def wait_for(self, pattern: str, *, since: int, timeout_s: float) -> re.Match[str]:
+        """Wait for a line of log after the mark ``since``; `AdapterError` if the program ends first, or says nothing."""
+        expression = re.compile(pattern)
+        deadline_s = time.monotonic() + timeout_s
+        with self._changed:
+            while True:
+                new_count = min(self._line_count - since, len(self._lines))
+                for line in list(self._lines)[len(self._lines) - new_count :]:
+                    if match := expression.search(line):
+                        return match
+                if self._has_ended:
+                    raise AdapterError(self._describe_exit())
+                if not self._changed.wait(deadline_s - time.monotonic()) and time.monotonic() >= deadline_s:
+                    raise AdapterError(
+                        f"{self.name} did not log {pattern!r} within {timeout_s:g} s; its last lines:\n{self.last_lines()}"
+                    )
+
+    def last_lines(self) -> str:
+        """Return the end of its log."""
+        return "\n".join(self._lines)
+
+    def hang_up(self) -> None:
+        """Ask it to read its files again."""
+        self._process.send_signal(signal.SIGHUP)
+
+    def stop(self) -> None:
+        """End it, with SIGKILL if it does not obey, and wait until it has ended."""
+        self._is_stopping = True
+        self._process.terminate()
+        self._thread.join(_STOP_TIMEOUT_S)
+        if self._thread.is_alive():
+            self._process.kill()
+            self._thread.join()
+
+    def _watch(
+        self, command: tuple[str, ...], death_signal: signal.Signals, started: "Future[subprocess.Popen[str]]"
+    ) -> None:
+        try:
+            process = subprocess.Popen(
+                _dying_with_us(command, death_signal),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+                errors="replace",
+                start_new_session=True,  # Ctrl-C in the terminal is for us: we end it in order.
+            )
+        except OSError as error:
+            self._has_ended = True
+            started.set_exception(AdapterError(f"cannot start {command[0]}: {error.strerror or error}"))
+            return
+        started.set_result(process)
+        assert process.stderr is not None
+        with process.stderr as log:
+            for line in log:
+                _log.debug("%s: %s", self.name, line.rstrip())
+                with self._changed:
+                    self._lines.append(line.rstrip())
+                    self._line_count += 1
+                    self._changed.notify_all()
+        process.wait()
+        with self._changed:
+            self._has_ended = True
+            self._changed.notify_all()
+        if not self._is_stopping and self._on_exit is not None:
+            self._on_exit(self._describe_exit())
+
+    def _describe_exit(self) -> str:
+        code = self._process.poll()
+        how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with code {code}"
+        return f"{self.name} {how}; its last lines:\n{self.last_lines()}"
+
+
+def _dying_with_us(command: tuple[str, ...], death_signal: signal.Signals) -> list[str]:
+    if sys.platform != "linux":
+        return list(command)
+    return [sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(os.getpid()), str(int(death_signal)), *command]

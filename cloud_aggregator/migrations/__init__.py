@@ -1,0 +1,1 @@
+"""Alembic migrations: how a database comes to the shape of `adapters.schema`."""
