@@ -38,15 +38,13 @@ _log = logging.getLogger(__name__)
 class ChildProcess:
     """One run of a program that writes its log to its standard error."""
 
-    def __init__(
-        self, command: Sequence[str], *, death_signal: signal.Signals, on_exit: Callable[[str], None] | None
-    ) -> None:
-        """Start ``command``; ``on_exit`` is called with the reason if it ends before `stop`."""
+    def __init__(self, command: Sequence[str], *, death_signal: signal.Signals) -> None:
+        """Start ``command``, which gets ``death_signal`` when we die."""
         self.name = Path(command[0]).name
-        self._on_exit = on_exit
+        self._on_exit: Callable[[str], None] | None = None
+        self._exit_code: int | None = None
         self._lines: deque[str] = deque(maxlen=_LAST_LINES_COUNT)
         self._line_count = 0
-        self._has_ended = False
         self._is_stopping = False
         self._changed = threading.Condition()
         started: Future[subprocess.Popen[str]] = Future()
@@ -64,7 +62,7 @@ class ChildProcess:
     @property
     def is_running(self) -> bool:
         """Whether it has not ended yet."""
-        return not self._has_ended
+        return self._exit_code is None
 
     @property
     def line_count(self) -> int:
@@ -72,7 +70,7 @@ class ChildProcess:
         return self._line_count
 
     def wait_for(self, pattern: str, *, since: int, timeout_s: float) -> re.Match[str]:
-        """Wait for a line of log after the mark ``since``; `AdapterError` if the program ends first, or says nothing."""
+        """Wait for a line of log after the mark ``since``; `AdapterError` if the program ends first or says nothing."""
         expression = re.compile(pattern)
         deadline_s = time.monotonic() + timeout_s
         with self._changed:
@@ -81,12 +79,20 @@ class ChildProcess:
                 for line in list(self._lines)[len(self._lines) - new_count :]:
                     if match := expression.search(line):
                         return match
-                if self._has_ended:
+                if self._exit_code is not None:
                     raise AdapterError(self._describe_exit())
                 if not self._changed.wait(deadline_s - time.monotonic()) and time.monotonic() >= deadline_s:
                     raise AdapterError(
-                        f"{self.name} did not log {pattern!r} within {timeout_s:g} s; its last lines:\n{self.last_lines()}"
+                        f"{self.name} did not log {pattern!r} within {timeout_s:g} s; last:\n{self.last_lines()}"
                     )
+
+    def report_exit_to(self, on_exit: Callable[[str], None]) -> None:
+        """Call ``on_exit`` with the reason, once, when it ends before `stop`; at once if it already has."""
+        with self._changed:
+            self._on_exit = on_exit
+            has_ended = self._exit_code is not None
+        if has_ended:
+            self._report_exit(on_exit)
 
     def last_lines(self) -> str:
         """Return the end of its log."""
@@ -119,7 +125,6 @@ class ChildProcess:
                 start_new_session=True,  # Ctrl-C in the terminal is for us: we end it in order.
             )
         except OSError as error:
-            self._has_ended = True
             started.set_exception(AdapterError(f"cannot start {command[0]}: {error.strerror or error}"))
             return
         started.set_result(process)
@@ -131,16 +136,21 @@ class ChildProcess:
                     self._lines.append(line.rstrip())
                     self._line_count += 1
                     self._changed.notify_all()
-        process.wait()
+        exit_code = process.wait()
         with self._changed:
-            self._has_ended = True
+            self._exit_code = exit_code
             self._changed.notify_all()
-        if not self._is_stopping and self._on_exit is not None:
-            self._on_exit(self._describe_exit())
+            on_exit = self._on_exit
+        if on_exit is not None:
+            self._report_exit(on_exit)
+
+    def _report_exit(self, on_exit: Callable[[str], None]) -> None:
+        if not self._is_stopping:
+            on_exit(self._describe_exit())
 
     def _describe_exit(self) -> str:
-        code = self._process.poll()
-        how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with code {code}"
+        code = self._exit_code or 0
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
         return f"{self.name} {how}; its last lines:\n{self.last_lines()}"
 
 

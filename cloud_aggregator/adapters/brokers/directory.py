@@ -1,5 +1,6 @@
 """The users of a broker, whichever broker it is: what one may do is written in MQTT topic filters."""
 
+import dataclasses
 import re
 import secrets
 from collections.abc import Callable
@@ -27,6 +28,14 @@ class BrokerUser(msgspec.Struct, frozen=True):
 
     def __repr__(self) -> str:
         return f"BrokerUser({self.name!r}, publish={self.publish!r}, subscribe={self.subscribe!r})"  # No password.
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class BrokerTls:
+    """The certificate that a broker of ours shows, in PEM files."""
+
+    certificate: Path
+    key: Path
 
 
 class BrokerDirectory(Protocol):
