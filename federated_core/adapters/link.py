@@ -1,6 +1,7 @@
 """What a link to a broker reports, and how one is set up: shared by the real link and by whatever stands in for it."""
 
 import dataclasses
+from typing import Protocol
 
 from federated_core.errors import LocalMisuseError
 
@@ -74,3 +75,25 @@ class LinkSettings:
                 "reconnect_min_s: expected a value above 0 and at most reconnect_max_s, "
                 f"got {self.reconnect_min_s} and {self.reconnect_max_s}"
             )
+
+
+class Link(Protocol):
+    """What a runtime asks of its link; the news comes to the receiver that the link was made with."""
+
+    @property
+    def sent_bytes(self) -> int:
+        """Payload bytes handed to connections so far, repetitions included."""
+
+    @property
+    def received_bytes(self) -> int:
+        """Payload bytes that arrived so far."""
+
+    @property
+    def queued_count(self) -> int:
+        """Messages that wait or are not acknowledged."""
+
+    def send(self, topic: str, payload: bytes) -> int:
+        """Queue a message and return its ticket; `AdapterError` when the queue is full."""
+
+    def close(self) -> None:
+        """Disconnect; what was not sent is dropped, and no news comes afterwards."""

@@ -1,8 +1,9 @@
 """The embedded broker: nats-server as MQTT 3.1.1 broker in a child process, one user per device.
 
 A topic ``a/b`` is the subject ``a.b``, and permissions are written on subjects; a directory takes no topic with dots,
-which would be rewritten. The server's own protocol listens on a random loopback port, because it cannot be switched off, but every
-user is limited to MQTT. A killed server loses nothing that it acknowledged (measured), so it is killed when we die.
+which would be rewritten. The server's own protocol listens on a random loopback port, because it cannot be switched
+off, but every user is limited to MQTT. A killed server loses nothing that it acknowledged (measured), so it is killed
+when we die.
 """
 
 import json
