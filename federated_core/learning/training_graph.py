@@ -1,0 +1,220 @@
+"""Forward, loss, backward and local optimizer in one graph of standard operators; and its siblings for evaluation.
+
+The three graphs of a bundle come from one model. Parameters are inputs under their own names; what a step makes of
+them are outputs named ``updated/<name>``. The state of the optimizer travels the same way.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Final, NamedTuple
+
+import msgspec
+
+from federated_core.errors import UntrainableModelError
+from federated_core.learning.gradients import backpropagate
+from federated_core.learning.gradients.builder import Builder, Expr
+from federated_core.learning.graph import Graph, Node, TypedGraph, Value, prune, topological_order
+from federated_core.learning.losses import Loss, loss_named
+from federated_core.learning.optimizers import Optimizer, emit_updates
+
+LABEL: Final = "label"
+LEARNING_RATE: Final = "learning_rate"
+LOSS: Final = "loss"
+LOSS_SUM: Final = "loss_sum"
+CORRECT_COUNT: Final = "correct_count"
+UPDATED: Final = "updated/"
+
+
+def inference_graph(model: TypedGraph, parameters: Sequence[str]) -> Graph:
+    """Turn the constants named ``parameters`` into inputs.
+
+    Parameters
+    ----------
+    model : TypedGraph
+        From `import_onnx`.
+    parameters : sequence of str
+        Names of float32 constants.
+
+    Returns
+    -------
+    Graph
+        The model with the parameters after its own inputs.
+
+    Raises
+    ------
+    UntrainableModelError
+        If a parameter is no float32 constant of the model.
+
+    Examples
+    --------
+    >>> x, y = Value("x", "float32", ("batch", 2)), Value("y", "float32", ("batch", 2))
+    >>> import numpy as np
+    >>> from federated_core.learning.graph import Tensor
+    >>> constants = {"b": Tensor.of(np.zeros(2, np.float32))}
+    >>> graph = Graph("shift", 18, (x,), (y,), constants, (Node("Add", ("x", "b"), ("y",)),))
+    >>> types = {"x": x, "y": y, "b": Value("b", "float32", (2,))}
+    >>> [value.name for value in inference_graph(TypedGraph(graph, types), ["b"]).inputs]
+    ['x', 'b']
+    """
+    for name in parameters:
+        constant = model.graph.constants.get(name)
+        if constant is None or constant.dtype != "float32":
+            raise UntrainableModelError(f"'{name}' is no float32 initializer of the model")
+    rest = {name: tensor for name, tensor in model.graph.constants.items() if name not in set(parameters)}
+    inputs = (*model.graph.inputs, *(model.types[name] for name in parameters))
+    return prune(msgspec.structs.replace(model.graph, inputs=inputs, constants=rest))
+
+
+def training_graph(
+    model: TypedGraph,
+    parameters: Sequence[str],
+    trainable: Sequence[str],
+    *,
+    loss: str,
+    output: str | None = None,
+    optimizer: Optimizer | None = None,
+) -> Graph:
+    """Derive the graph of one training step.
+
+    Parameters
+    ----------
+    model : TypedGraph
+        From `import_onnx`; its float32 initializers are constants.
+    parameters : sequence of str
+        Constants that become inputs, in the order of the layout.
+    trainable : sequence of str
+        Which of them the step changes.
+    loss : str
+        A key of `LOSSES`.
+    output : str, optional
+        The output that the loss reads; the first by default. A final Softmax before a cross-entropy (or Sigmoid before
+        a binary one) is looked through, since these losses start from logits.
+    optimizer : Optimizer, optional
+        Plain SGD by default.
+
+    Returns
+    -------
+    Graph
+        Inputs: the model's, ``label``, ``learning_rate`` (float32 scalar), the parameters, the optimizer's slots.
+        Outputs: ``loss`` (mean over the batch), ``updated/<name>`` per trainable parameter and slot.
+
+    Raises
+    ------
+    UntrainableModelError
+        If an operator between a trainable parameter and the loss has no gradient rule, if the loss does not depend on
+        a trainable parameter, or the output does not suit the loss.
+
+    References
+    ----------
+    Zhu et al., "PockEngine", MICRO 2023, derives the backward pass ahead of time too. arXiv:2310.17752
+    """
+    head = _Head.of(model, parameters, loss, output)
+    builder = head.builder
+    learning_rate = Value(LEARNING_RATE, "float32", ())
+    rate = builder.declare(learning_rate)
+    reading = head.loss.train(head.logits, head.label)
+    gradients = backpropagate(builder, {head.logits.name: reading.gradient}, trainable)
+    missing = [name for name in trainable if name not in gradients]
+    if missing:
+        raise UntrainableModelError(f"the loss does not depend on '{missing[0]}': leave it out of the trainable set")
+    updates = emit_updates(builder, gradients, rate, optimizer or Optimizer())
+    results = {LOSS: reading.loss} | {UPDATED + name: value for name, value in updates.updated.items()}
+    return head.graph("train", (learning_rate,), updates.declared, results)
+
+
+def evaluation_graph(model: TypedGraph, parameters: Sequence[str], *, loss: str, output: str | None = None) -> Graph:
+    """Derive the graph that scores a batch.
+
+    Parameters
+    ----------
+    model : TypedGraph
+        From `import_onnx`.
+    parameters : sequence of str
+        Constants that become inputs, in the order of the layout.
+    loss : str
+        A key of `LOSSES`.
+    output : str, optional
+        The output that the loss reads; the first by default.
+
+    Returns
+    -------
+    Graph
+        Inputs: the model's, ``label``, the parameters. Outputs: ``loss_sum`` (float32) and ``correct_count`` (int64),
+        scalars that add up over batches.
+
+    Raises
+    ------
+    UntrainableModelError
+        If the output does not suit the loss.
+    """
+    head = _Head.of(model, parameters, loss, output)
+    scores = head.loss.evaluate(head.logits, head.label)
+    return head.graph("evaluate", (), (), {LOSS_SUM: scores.loss_sum, CORRECT_COUNT: scores.correct_count})
+
+
+class _Head(NamedTuple):
+    """A model opened at the value that its loss reads."""
+
+    infer: Graph
+    input_count: int
+    builder: Builder
+    loss: Loss
+    logits: Expr
+    label: Expr
+
+    @classmethod
+    def of(cls, model: TypedGraph, parameters: Sequence[str], loss: str, output: str | None) -> "_Head":
+        infer = inference_graph(model, parameters)
+        builder = Builder(model.types, infer.constants, infer.nodes, infer.opset)
+        chosen = loss_named(loss)
+        logits = builder.value(_loss_input(infer, loss, output))
+        if logits.dtype != "float32":
+            raise UntrainableModelError(f"output '{logits.name}' is {logits.dtype}, expected float32")
+        label = builder.declare(Value(LABEL, chosen.label_dtype, chosen.label_shape(logits.shape)))
+        return cls(infer, len(model.graph.inputs), builder, chosen, logits, label)
+
+    def graph(self, name: str, before: Sequence[Value], after: Sequence[Value], results: Mapping[str, Expr]) -> Graph:
+        """Close the graph: its results under their fixed names, nodes that nobody reads dropped."""
+        label = Value(self.label.name, self.label.dtype, self.label.shape)
+        examples, parameters = self.infer.inputs[: self.input_count], self.infer.inputs[self.input_count :]
+        outputs = tuple(Value(key, value.dtype, value.shape) for key, value in results.items())
+        nodes = _named(self.builder, {key: value.name for key, value in results.items()})
+        inputs = (*examples, label, *before, *parameters, *after)
+        known = {value.name for value in inputs} | set(self.builder.constants)
+        ordered = topological_order(nodes, known)
+        return prune(Graph(name, self.infer.opset, inputs, outputs, self.builder.constants, ordered))
+
+
+def _named(builder: Builder, results: Mapping[str, str]) -> tuple[Node, ...]:
+    """Give each result its fixed name: by renaming what was emitted for it, or by an Identity."""
+    renamed: dict[str, str] = {}
+    identities = []
+    for key, name in results.items():
+        if builder.emitted_here(name) and name not in renamed:
+            renamed[name] = key
+        else:
+            identities.append(Node("Identity", (renamed.get(name, name),), (key,)))
+
+    def rename(names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(renamed.get(name, name) for name in names)
+
+    nodes = [
+        msgspec.structs.replace(node, inputs=rename(node.inputs), outputs=rename(node.outputs))
+        for node in builder.nodes
+    ]
+    return (*nodes, *identities)
+
+
+def _loss_input(graph: Graph, loss: str, output: str | None) -> str:
+    """Name the value that the loss reads: logits, before any final squashing that the loss undoes anyway."""
+    names = [value.name for value in graph.outputs]
+    if output is not None and output not in names:
+        raise UntrainableModelError(f"the model has no output '{output}'; expected one of {', '.join(names)}")
+    name = output or names[0]
+    last = next((node for node in graph.nodes if name in node.outputs), None)
+    if last is not None and last.op == SQUASHING.get(loss):
+        return last.inputs[0]
+    return name
+
+
+SQUASHING: Final[Mapping[str, str]] = {"softmax-cross-entropy": "Softmax", "binary-cross-entropy": "Sigmoid"}
+"""What a model may end in although the loss starts from logits."""
