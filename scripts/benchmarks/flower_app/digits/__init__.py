@@ -1,0 +1,1 @@
+"""The digits task as a Flower app."""
