@@ -11,7 +11,7 @@ import math
 import struct
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, TypeVar
 
 import msgspec
 import numpy as np
@@ -21,6 +21,7 @@ from federated_core.errors import LocalMisuseError, RemoteProtocolError
 
 Role = Literal["trainable", "personal", "state", "frozen"]
 Vector = NDArray[np.float32]
+_Float = TypeVar("_Float", np.float32, np.float64)
 
 PARAMETER_COUNT_MAX: Final = 1 << 26
 """Floats in one model: 256 MiB of parameters, far above what a small device trains."""
@@ -217,20 +218,20 @@ def update_part(layout: Layout, vector: Vector) -> Vector:
     return np.concatenate(parts) if parts else np.empty(0, np.float32)
 
 
-def from_update_part(layout: Layout, part: Vector) -> Vector:
+def from_update_part(layout: Layout, part: NDArray[_Float]) -> NDArray[_Float]:
     """Put a reported part back in its places; parameters that are not reported get zeros.
 
     Parameters
     ----------
     layout : Layout
         Names, shapes and roles, in order.
-    part : float32, shape (layout.update_size,)
-        What ``update_part`` gave.
+    part : float32 or float64, shape (layout.update_size,)
+        A reported part, or the aggregate of many.
 
     Returns
     -------
-    float32, shape (layout.size,)
-        A new vector.
+    the type of ``part``, shape (layout.size,)
+        A new array.
 
     Raises
     ------
@@ -243,8 +244,9 @@ def from_update_part(layout: Layout, part: Vector) -> Vector:
     >>> from_update_part(layout, np.float32([3, 4])).tolist()
     [0.0, 0.0, 3.0, 4.0]
     """
-    _check_vector(part, layout.update_size, "an update part of the layout")
-    vector = np.zeros(layout.size, np.float32)
+    if part.shape != (layout.update_size,):
+        raise LocalMisuseError(f"expected an update part of shape ({layout.update_size},), got {part.shape}")
+    vector = np.zeros(layout.size, part.dtype)
     start = 0
     for where in layout.update_slices:
         end = start + where.stop - where.start
