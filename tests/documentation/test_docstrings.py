@@ -1,4 +1,8 @@
-"""The learning core explains itself: examples that hold, and every parameter, result, error and example told."""
+"""The learning core explains itself: examples that hold, and every parameter, result, error and example told.
+
+A one-line docstring is enough for a function of at most two parameters that raises nothing itself. The modules inside a
+subpackage (one gradient rule per operator) are told by the table that they fill.
+"""
 
 import ast
 import doctest
@@ -17,6 +21,8 @@ import federated_core.learning
 MODULES = [
     module.name for module in pkgutil.walk_packages(federated_core.learning.__path__, "federated_core.learning.")
 ]
+INTERFACES = [name for name in MODULES if name.count(".") == 2]
+ONE_LINE_PARAMETERS_MAX = 2
 WANTED = {
     "GL08": "a docstring",
     "PR01": "every parameter documented",
@@ -29,8 +35,8 @@ WANTED = {
 
 
 def public_functions() -> Iterator[FunctionType]:
-    """Every public function that a module of the learning core defines (methods are told by their class)."""
-    for name in MODULES:
+    """Every public function that others take from the learning core (methods are told by their class)."""
+    for name in INTERFACES:
         for value in vars(importlib.import_module(name)).values():
             if inspect.isfunction(value) and value.__module__ == name and not value.__name__.startswith("_"):
                 yield value
@@ -50,10 +56,13 @@ def test_the_examples_in_docstrings_hold(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "function", public_functions(), ids=lambda function: f"{function.__module__}.{function.__name__}"
+    "function", list(public_functions()), ids=lambda function: f"{function.__module__}.{function.__name__}"
 )
 def test_a_public_function_of_the_learning_core_is_documented_in_full(function: FunctionType) -> None:
+    text, raised = inspect.getdoc(function) or "", raised_names(function)
+    small = len(inspect.signature(function).parameters) <= ONE_LINE_PARAMETERS_MAX and not raised
+    if small and text and "\n" not in text:
+        return
     found = {code for code, _ in validate(f"{function.__module__}.{function.__name__}")["errors"]}
     assert [meaning for code, meaning in WANTED.items() if code in found] == [], "the docstring lacks these"
-    told = {entry.type for entry in NumpyDocString(inspect.getdoc(function) or "")["Raises"]}
-    assert raised_names(function) <= told, "the Raises section lacks these"
+    assert raised <= {entry.type for entry in NumpyDocString(text)["Raises"]}, "the Raises section lacks these"
