@@ -42,7 +42,7 @@ install_into() {
         set -o pipefail
         if ! "$folder/bin/python" -m pip install --disable-pip-version-check --progress-bar off "$@" 2>&1 |
             tee "$folder/install.log" |
-            awk '/^Collecting/ { printf "  %s\n", $2; fflush() } /^Installing collected/ { print "  ... unpacking"; fflush() }'; then
+            sed --unbuffered --quiet 's/^Collecting \([^ ]*\).*/  \1/p; s/^Installing collected.*/  ... unpacking/p'; then
             tail -n 15 "$folder/install.log" >&2
             die "Installing into $name failed; the lines above say why. It needs to reach PyPI. Run the same command to go on."
         fi
