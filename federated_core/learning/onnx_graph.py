@@ -42,6 +42,7 @@ _IR_VERSION_MIN = 9
 _PASS_COUNT_MAX = 64
 _BATCH_PROBES = (3, 5)
 _PRIMES = ((7, 11), (13, 17), (19, 23), (29, 31), (37, 41), (43, 47), (53, 59), (61, 67), (71, 73), (79, 83))
+_KEEP_SHAPE = frozenset({"GroupNormalization", "MeanVarianceNormalization", "RMSNormalization", "LayerNormalization"})
 _PROBE_MULTIPLE = 32  # Nets that halve and double an image want sides that divide by 32.
 
 
@@ -224,7 +225,7 @@ def _infer(model: onnx.ModelProto) -> tuple[dict[str, Value], dict[str, NDArray[
         if value.type.WhichOneof("value") != "tensor_type":
             raise UntrainableModelError(f"input '{value.name}' is not a tensor")
         for axis, dim in enumerate(value.type.tensor_type.shape.dim):
-            if dim.WhichOneof("value") != "dim_value" or dim.dim_value <= 0:
+            if dim.WhichOneof("value") != "dim_value" or dim.dim_value < 0:
                 name = dim.dim_param or ("batch" if axis == 0 else f"{value.name}.{axis}")
                 dim.dim_param = name
                 if name not in probes:
@@ -292,8 +293,9 @@ def _probed(model: onnx.ModelProto, sizes: Mapping[str, int]) -> _Inferred:
     types: dict[str, tuple[str, tuple[int, ...]]] = {}
     for _ in range(_PASS_COUNT_MAX):
         types = _inferred_types(concrete)
+        helped = _shapes_kept(concrete, types)
         folded = _fold(concrete, known, types, floats)
-        if not folded:
+        if not folded and not helped:
             break
         known |= folded
         concrete.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in folded.items())
@@ -306,6 +308,21 @@ def _probed(model: onnx.ModelProto, sizes: Mapping[str, int]) -> _Inferred:
         types[name] = (array.dtype.name, array.shape)
     foldable = {name: array for name, array in known.items() if name not in initializers and name not in floats}
     return _Inferred(types, foldable)
+
+
+def _shapes_kept(model: onnx.ModelProto, types: Mapping[str, tuple[str, tuple[int, ...]]]) -> bool:
+    """Declare outputs that onnx's inference leaves open although the operator keeps its input's shape."""
+    helped = False
+    for node in model.graph.node:
+        if node.op_type in _KEEP_SHAPE and node.input[0] in types and node.output[0] not in types:
+            dtype, shape = types[node.input[0]]
+            code = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+            model.graph.value_info.append(onnx.helper.make_tensor_value_info(node.output[0], code, shape))
+            for value in model.graph.output:
+                if value.name == node.output[0]:
+                    value.CopyFrom(model.graph.value_info[-1])
+            helped = True
+    return helped
 
 
 def _inferred_types(model: onnx.ModelProto) -> dict[str, tuple[str, tuple[int, ...]]]:

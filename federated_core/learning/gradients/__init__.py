@@ -12,8 +12,11 @@ from federated_core.errors import UntrainableModelError
 from federated_core.learning.gradients import (
     convolution,
     elementwise,
+    indexing,
     linear,
+    normalization,
     pooling,
+    reductions,
     shaping,
 )
 from federated_core.learning.gradients.application import Application, Rule
@@ -26,12 +29,15 @@ GRADIENTS: Final[Mapping[str, Rule]] = {
     **convolution.RULES,
     **pooling.RULES,
     **shaping.RULES,
+    **indexing.RULES,
+    **reductions.RULES,
+    **normalization.RULES,
 }
 """The gradient rule of each operator."""
 
 _NO_GRADIENT = """
-ArgMax ArgMin And Ceil ConstantOfShape Equal EyeLike Floor Greater GreaterOrEqual Hardmax IsInf IsNaN Less LessOrEqual
-NonZero Not OneHot Or QuantizeLinear Range Round Shape Sign Size Xor
+ArgMax ArgMin And Ceil ConstantOfShape DynamicQuantizeLinear Equal EyeLike Floor Greater GreaterOrEqual Hardmax IsInf
+IsNaN Less LessOrEqual NonZero Not OneHot Or QuantizeLinear Range Round Shape Sign Size Xor
 """
 NO_GRADIENT: Final = frozenset(_NO_GRADIENT.split())
 """Operators whose derivative is zero wherever it exists: the walk stops at them."""

@@ -49,8 +49,12 @@ def power(at: Application) -> Gradients:
 
 
 def modulo(at: Application) -> Gradients:
-    """Differentiate y = a mod b, floats: slope 1 in a."""
-    return [at.g.sum_to(at.x.shape), None]
+    """Differentiate y = a mod b = a - b * floor(a / b), or with the quotient cut off towards zero (fmod)."""
+    gb = None
+    if at.wants(1):
+        b = at.input(1)
+        gb = (at.g * (at.y - at.x) / b).sum_to(b.shape)
+    return [at.g.sum_to(at.x.shape), gb]
 
 
 def add_all(at: Application) -> Gradients:
@@ -298,14 +302,20 @@ def _erf_half(x: Expr) -> Expr:
 def clip(at: Application) -> Gradients:
     """Differentiate y = min(max(x, low), high), bounds inclusive; a learned bound gets what is clipped."""
     x, gx = at.x, at.g
-    bounds: list[Expr | None] = [None, None]
-    for slot, outside in ((1, Expr.less), (2, Expr.greater)):
-        if at.has_input(slot):
-            beyond = outside(x, at.input(slot))
-            gx = beyond.where(0.0, gx)
-            if at.wants(slot):
-                bounds[slot - 1] = beyond.where(at.g, 0.0).sum_to(at.input(slot).shape)
-    return [gx, *bounds]
+    glow = ghigh = None
+    raised = x
+    if at.has_input(1):
+        low = at.input(1)
+        below = x.less(low)
+        raised = at.builder.apply("Max", x, low, shape=x.shape)
+        gx = below.where(0.0, gx)
+        glow = below.where(at.g, 0.0)
+    if at.has_input(2):
+        above = raised.greater(at.input(2))
+        gx = above.where(0.0, gx)
+        glow = glow and above.where(0.0, glow)
+        ghigh = above.where(at.g, 0.0).sum_to(at.input(2).shape)
+    return [gx, glow and glow.sum_to(at.input(1).shape), ghigh]
 
 
 def dropout(at: Application) -> Gradients:

@@ -1,4 +1,4 @@
-"""Gradient rules of operators that only move elements."""
+"""Gradient rules of operators that only move, repeat or cut elements."""
 
 from collections.abc import Mapping
 from typing import Final
@@ -6,6 +6,7 @@ from typing import Final
 import numpy as np
 
 from federated_core.learning.gradients.application import Application, Gradients, Rule
+from federated_core.learning.gradients.builder import Expr
 
 
 def reshaped(at: Application) -> Gradients:
@@ -24,11 +25,147 @@ def expand(at: Application) -> Gradients:
     return [at.g.sum_to(at.x.shape)]
 
 
+def concat(at: Application) -> Gradients:
+    """Differentiate y = inputs end to end: cut at the seams."""
+    count = len(at.node.inputs)
+    if count == 1:
+        return [at.g]
+    axis = at.integer("axis", 0) % at.g.rank
+    shapes = [at.input(slot).shape for slot in range(count)]
+    sizes = [shape[axis] for shape in shapes]
+    if not all(isinstance(size, int) for size in sizes):
+        raise at.refusal("the sizes along its axis must be fixed")
+    cuts = at.builder.integers([int(size) for size in sizes])
+    names = at.builder.emit("Split", [at.g, cuts], count, {"axis": axis})
+    return [Expr(at.builder, name, at.g.dtype, shape) for name, shape in zip(names, shapes, strict=True)]
+
+
+def split(at: Application) -> Gradients:
+    """Differentiate y, z, ... = pieces of x: join them, zeros for pieces that nobody read."""
+    axis = at.integer("axis", 0) % at.x.rank
+    pieces = [at.gradient(slot) for slot in range(len(at.node.outputs))]
+    return [at.builder.apply("Concat", *pieces, shape=at.x.shape, axis=axis)]
+
+
+def tile(at: Application) -> Gradients:
+    """Differentiate y = x repeated along its axes."""
+    g, repeats = at.g, at.constant_integers(1) or ()
+    for axis, (size, count) in enumerate(zip(at.x.shape, repeats, strict=True)):
+        if count != 1:
+            shape = (*g.shape[:axis], count, size, *g.shape[axis + 1 :])
+            if sum(isinstance(dim, str) for dim in shape) > 1:
+                raise at.refusal("at most one of its dimensions may be free")
+            g = g.reshape(shape).sum([axis], keepdims=False)
+    return [g, None]
+
+
+def pad(at: Application) -> Gradients:
+    """Differentiate y = x with a border: cut it off, and fold back what the border repeated."""
+    mode = at.word("mode", "constant")
+    pads = at.constant_integers(1) or ()
+    given = at.constant_integers(3)
+    axes = [axis % at.x.rank for axis in given] if given is not None else list(range(at.x.rank))
+    g, border_sum = at.g, at.g
+    for axis, begin, end in zip(axes, pads[: len(axes)], pads[len(axes) :], strict=True):
+        if not begin and not end:
+            continue
+        size = at.x.shape[axis]
+        if not isinstance(size, int):
+            raise at.refusal("the sizes along the axes it pads must be fixed")
+        if mode == "constant":
+            g = _cut(at, g, axis, (begin, end), size)
+        else:
+            g = _folded(at, g, axis, (begin, end), size, mode)
+    value = None
+    if at.wants(2) and mode == "constant":
+        value = (border_sum.sum(keepdims=False) - g.sum(keepdims=False)).reshape(at.input(2).shape)
+    return [g, None, value]
+
+
+def _cut(at: Application, g: Expr, axis: int, border: tuple[int, int], size: int) -> Expr:
+    begin, end = border
+    kept = g.slice(axis, max(begin, 0), size + begin + min(end, 0))
+    if begin >= 0 and end >= 0:
+        return kept
+    pads = at.builder.integers([max(-begin, 0), max(-end, 0)])
+    shape = (*g.shape[:axis], size, *g.shape[axis + 1 :])
+    return at.builder.apply("Pad", kept, pads, None, at.builder.integers([axis]), shape=shape)
+
+
+def _folded(at: Application, g: Expr, axis: int, border: tuple[int, int], size: int, mode: str) -> Expr:
+    """Add each element of the border to the one that it repeats: a product with a matrix of zeros and ones."""
+    source = np.pad(np.arange(size), border, mode=_NUMPY_MODES[mode])  # type: ignore[call-overload]
+    matrix = np.zeros((len(source), size), g.dtype)
+    matrix[np.arange(len(source)), source] = 1
+    return along_axis(g, axis, at.builder.constant(matrix))
+
+
+_NUMPY_MODES: Final = {"reflect": "reflect", "edge": "edge", "wrap": "wrap"}
+
+
+def along_axis(g: Expr, axis: int, matrix: Expr) -> Expr:
+    """Multiply one axis of ``g`` by a matrix from the right."""
+    last = [*(other for other in range(g.rank) if other != axis), axis]
+    moved = g.transpose(last)
+    product = g.builder.apply("MatMul", moved, matrix, shape=(*moved.shape[:-1], matrix.shape[1]))
+    return product.transpose([int(place) for place in np.argsort(last)])
+
+
+def cut_out(at: Application) -> Gradients:
+    """Differentiate y = x[start:end:step]: unit steps are padded back, others are scattered."""
+    starts, ends = at.constant_integers(1) or (), at.constant_integers(2) or ()
+    given = at.constant_integers(3)
+    steps = at.constant_integers(4) or (1,) * len(starts)
+    axes = [axis % at.x.rank for axis in given] if given is not None else list(range(len(starts)))
+    g = at.g
+    for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
+        size = at.x.shape[axis]
+        if not isinstance(size, int):
+            raise at.refusal(f"the size along axis {axis} must be fixed")
+        chosen = range(size)[slice(start, end if step > 0 or end >= -size else None, step)]
+        shape = (*g.shape[:axis], size, *g.shape[axis + 1 :])
+        if len(chosen) == size and step == 1:
+            continue
+        if step == 1 and len(chosen):
+            pads = at.builder.integers([chosen[0], size - 1 - chosen[-1]])
+            g = at.builder.apply("Pad", g, pads, None, at.builder.integers([axis]), shape=shape)
+        else:
+            matrix = np.zeros((len(chosen), size), g.dtype)
+            matrix[np.arange(len(chosen)), list(chosen)] = 1
+            g = along_axis(g, axis, at.builder.constant(matrix))
+    return [g]
+
+
+def depth_to_space(at: Application) -> Gradients:
+    """Differentiate y = channels dealt out over blocks of pixels."""
+    block = at.integer("blocksize", 1)
+    batch, channels, height, width = at.x.shape
+    if not all(isinstance(dim, int) for dim in (channels, height, width)):
+        raise at.refusal("all sizes but the batch must be fixed")
+    depth, rows, columns = int(channels) // block**2, int(height), int(width)
+    g = at.g.reshape((batch, depth, rows, block, columns, block))
+    order = (0, 1, 3, 5, 2, 4) if at.word("mode", "DCR") == "CRD" else (0, 3, 5, 1, 2, 4)
+    return [g.transpose(order).reshape(at.x.shape)]
+
+
+def space_to_depth(at: Application) -> Gradients:
+    """Differentiate y = blocks of pixels stacked as channels; DepthToSpace leads back."""
+    block = at.integer("blocksize", 1)
+    return [at.builder.apply("DepthToSpace", at.g, shape=at.x.shape, blocksize=block, mode=at.word("mode", "DCR"))]
+
+
 RULES: Final[Mapping[str, Rule]] = {
+    "Concat": concat,
+    "DepthToSpace": depth_to_space,
     "Expand": expand,
     "Flatten": reshaped,
+    "Pad": pad,
     "Reshape": reshaped,
+    "Slice": cut_out,
+    "SpaceToDepth": space_to_depth,
+    "Split": split,
     "Squeeze": reshaped,
+    "Tile": tile,
     "Transpose": transpose,
     "Unsqueeze": reshaped,
 }
