@@ -12,6 +12,7 @@ densities go together. zstandard stops at 11 bits and spends 10 % more here (``d
 
 from __future__ import annotations
 
+import math
 import zlib
 from typing import Final
 
@@ -110,16 +111,51 @@ def decode_symbols(data: bytes, count: int, *, magnitude_max: int) -> Symbols:
     return symbols.astype(np.int32)
 
 
+def decode_scaled_symbols(step: float, data: bytes, count: int, *, magnitude_max: int) -> Symbols:
+    """Read symbols that came with a ``step``: it must be finite, and 0 only where every symbol is.
+
+    Raises
+    ------
+    RemoteProtocolError
+        If the step is none, or as ``decode_symbols``.
+    """
+    if not 0 <= step < math.inf:
+        raise RemoteProtocolError(f"$.step: expected a finite float of 0 or more, got {step}")
+    return decode_symbols(data, count, magnitude_max=magnitude_max if step else 0)
+
+
+def deflate(data: bytes) -> bytes:
+    """Huffman codes alone, or with the matches that a quiet downlink has: whichever is shorter."""
+    shortest = b""
+    for strategy in (zlib.Z_HUFFMAN_ONLY, zlib.Z_FILTERED):
+        compressor = zlib.compressobj(9, zlib.DEFLATED, -15, 9, strategy)
+        deflated = compressor.compress(data) + compressor.flush()
+        shortest = min(shortest or deflated, deflated, key=len)
+    return shortest
+
+
+def inflate(data: bytes, bytes_min: int, bytes_max: int) -> tuple[NDArray[np.uint8], bytes]:
+    """Inflate the stream that ``data`` begins with, never beyond ``bytes_max``; also returns what follows it."""
+    inflater = zlib.decompressobj(-15)
+    try:
+        stream = inflater.decompress(data, bytes_max + 1)
+    except zlib.error as error:
+        raise RemoteProtocolError(f"$: expected a deflate stream, got {error}") from error
+    if not inflater.eof or not bytes_min <= len(stream) <= bytes_max:
+        raise RemoteProtocolError(f"$: expected a stream of {bytes_min} to {bytes_max} bytes")
+    return np.frombuffer(stream, np.uint8), inflater.unused_data
+
+
 def _encode_trits(symbols: Symbols) -> bytes:
     digits = np.zeros(-(-symbols.size // _TRITS_PER_BYTE) * _TRITS_PER_BYTE, np.uint8)
     digits[: symbols.size] = np.sign(symbols) % 3
     packed = (digits.reshape(-1, _TRITS_PER_BYTE) @ _TRIT_WEIGHTS.astype(np.uint8)).tobytes()
-    return _deflate(packed) + _encode_gaps(np.abs(symbols[symbols != 0].astype(np.int64)) - 1)
+    return deflate(packed) + _encode_gaps(np.abs(symbols[symbols != 0].astype(np.int64)) - 1)
 
 
 def _decode_trits(data: bytes, count: int) -> tuple[NDArray[np.int64], bytes]:
     packed_bytes = -(-count // _TRITS_PER_BYTE)
-    packed, rest = _inflate(data, packed_bytes, packed_bytes)
+    packed, rest = inflate(data, packed_bytes, packed_bytes)
     if packed_bytes and packed.max() > _PACKED_MAX:
         raise RemoteProtocolError(f"$.symbols: expected trits, bytes of at most {_PACKED_MAX}, got {packed.max()}")
     signs = _SIGNS[packed].reshape(-1)
@@ -135,7 +171,7 @@ def _decode_trits(data: bytes, count: int) -> tuple[NDArray[np.int64], bytes]:
 def _encode_gaps(numbers: NDArray[np.int64]) -> bytes:
     where = np.flatnonzero(numbers)
     gaps = np.diff(where, prepend=-1) - 1
-    return where.size.to_bytes(4, "little") + _deflate(_narrow(gaps)) + _deflate(_narrow(numbers[where] - 1))
+    return where.size.to_bytes(4, "little") + deflate(_narrow(gaps)) + deflate(_narrow(numbers[where] - 1))
 
 
 def _decode_gaps(data: bytes, count: int) -> tuple[NDArray[np.int64], bytes]:
@@ -170,32 +206,10 @@ def _narrow(numbers: NDArray[np.int64]) -> bytes:
 
 def _inflate_numbers(data: bytes, count: int) -> tuple[NDArray[np.int64], bytes]:
     """Inflate what ``_narrow`` wrote: ``count`` numbers."""
-    stream, rest = _inflate(data, count, _NUMBER_BYTES_MAX * count)
+    stream, rest = inflate(data, count, _NUMBER_BYTES_MAX * count)
     numbers = stream[:count].astype(np.int64)
     where = np.flatnonzero(numbers == _WIDE)
     if stream.size != count + 4 * where.size:
         raise RemoteProtocolError(f"$.symbols: expected {where.size} wide numbers, got {stream.size - count} bytes")
     numbers[where] = np.frombuffer(stream[count:].tobytes(), "<u4")
     return numbers, rest
-
-
-def _deflate(data: bytes) -> bytes:
-    """Huffman codes alone, or with the matches that a quiet downlink has: whichever is shorter."""
-    shortest = b""
-    for strategy in (zlib.Z_HUFFMAN_ONLY, zlib.Z_FILTERED):
-        compressor = zlib.compressobj(9, zlib.DEFLATED, -15, 9, strategy)
-        deflated = compressor.compress(data) + compressor.flush()
-        shortest = min(shortest or deflated, deflated, key=len)
-    return shortest
-
-
-def _inflate(data: bytes, bytes_min: int, bytes_max: int) -> tuple[NDArray[np.uint8], bytes]:
-    """Inflate the stream that ``data`` begins with, never beyond ``bytes_max``; also returns what follows it."""
-    inflater = zlib.decompressobj(-15)
-    try:
-        stream = inflater.decompress(data, bytes_max + 1)
-    except zlib.error as error:
-        raise RemoteProtocolError(f"$.symbols: expected a deflate stream, got {error}") from error
-    if not inflater.eof or not bytes_min <= len(stream) <= bytes_max:
-        raise RemoteProtocolError(f"$.symbols: expected a stream of {bytes_min} to {bytes_max} bytes")
-    return np.frombuffer(stream, np.uint8), inflater.unused_data

@@ -1,18 +1,14 @@
-"""The uplink blob: one delta as a header, entropy coded symbols and a checksum.
+"""The uplink blob: one delta as 34 bytes of frame, fields and checksum around its entropy coded symbols.
 
-::
-
-    magic "FWUP" | version u8 | codec u8 | count u32 | step f32 | layout prefix 8 | base prefix 8 | symbols | crc32 u32
-
-All little-endian; 34 bytes around the symbols. The prefixes of the digests find a mix-up early; what binds an update
-to its model and base is the signed report, which holds the whole digests and the SHA-256 of this blob.
+Fields: codec u8, step f32, and 8 bytes each of the layout's and the base checkpoint's digest. The prefixes find a
+mix-up early; what binds an update to its model and base is the signed report, which holds the whole digests and the
+SHA-256 of this blob.
 """
 
 from __future__ import annotations
 
 import math
 import struct
-import zlib
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,17 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from federated_core.errors import LocalMisuseError, RemoteProtocolError
-from federated_core.learning.entropy import decode_symbols, encode_symbols
+from federated_core.learning.blob import BlobKind, decode_blob, encode_blob
+from federated_core.learning.entropy import decode_scaled_symbols, encode_symbols
 from federated_core.learning.quantization import MAGNITUDE_MAX, Symbols, quantize, rounding_noise, step_for
 
 STEP_PER_RMS: Final = 4.0
 """``a``: the step of an update over the root mean square of its delta."""
 
-_MAGIC: Final = b"FWUP"
-_FORMAT_VERSION: Final = 1
+_UPDATE: Final = BlobKind(b"FWUP", struct.Struct("<Bf8s8s"))
 _STOCHASTIC_ONE_STEP: Final = 1
-_HEADER: Final = struct.Struct("<4sBBIf8s8s")
-_CHECKSUM: Final = struct.Struct("<I")
+"""Codec id; later codecs get their own."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,11 +84,8 @@ def encode_update(
         raise LocalMisuseError("expected digests of at least 8 bytes")
     step = step_for(delta, step_per_rms)
     symbols = quantize(delta, step, rounding_noise(noise_key, delta.size)) if step else np.zeros(delta.size, np.int32)
-    header = _HEADER.pack(
-        _MAGIC, _FORMAT_VERSION, _STOCHASTIC_ONE_STEP, delta.size, step, layout_digest[:8], base_digest[:8]
-    )
-    body = header + encode_symbols(symbols)
-    return body + _CHECKSUM.pack(zlib.crc32(body))
+    fields = (_STOCHASTIC_ONE_STEP, step, layout_digest[:8], base_digest[:8])
+    return encode_blob(_UPDATE, delta.size, fields, encode_symbols(symbols))
 
 
 def decode_update(
@@ -134,29 +126,19 @@ def decode_update(
     --------
     >>> decode_update(b"", parameter_count=4, layout_digest=bytes(32), base_digest=bytes(32), size_max=100)
     Traceback (most recent call last):
-    federated_core.errors.RemoteProtocolError: $: expected an update of 34 to 100 bytes, got 0
+    federated_core.errors.RemoteProtocolError: $: expected 34 to 100 bytes, got 0
     """
-    size_min = _HEADER.size + _CHECKSUM.size
-    if not size_min <= len(data) <= size_max:
-        raise RemoteProtocolError(f"$: expected an update of {size_min} to {size_max} bytes, got {len(data)}")
-    body, checksum = data[: -_CHECKSUM.size], data[-_CHECKSUM.size :]
-    if zlib.crc32(body) != _CHECKSUM.unpack(checksum)[0]:
-        raise RemoteProtocolError("$.crc32: expected the checksum of the update, got another")
-    magic, format_version, codec, count, step, layout_prefix, base_prefix = _HEADER.unpack_from(body)
+    fields, body = decode_blob(data, _UPDATE, parameter_count=parameter_count, size_max=size_max)
+    codec, step, layout_prefix, base_prefix = fields
     for path, expected, got in (
-        ("magic", _MAGIC, magic),
-        ("version", _FORMAT_VERSION, format_version),
         ("codec", _STOCHASTIC_ONE_STEP, codec),
-        ("parameter_count", parameter_count, count),
         ("layout_digest", layout_digest[:8].hex(), layout_prefix.hex()),
         ("base_digest", base_digest[:8].hex(), base_prefix.hex()),
     ):
         if got != expected:
-            raise RemoteProtocolError(f"$.{path}: expected {expected!r}, got {got!r}")
-    if not 0 <= step < math.inf:
-        raise RemoteProtocolError(f"$.step: expected a finite float of 0 or more, got {step}")
-    magnitude_max = largest_symbol(parameter_count, step_per_rms) if step else 0
-    return DecodedUpdate(step, decode_symbols(body[_HEADER.size :], count, magnitude_max=magnitude_max))
+            raise RemoteProtocolError(f"$.{path}: expected {expected}, got {got}")
+    magnitude_max = largest_symbol(parameter_count, step_per_rms)
+    return DecodedUpdate(step, decode_scaled_symbols(step, body, parameter_count, magnitude_max=magnitude_max))
 
 
 def largest_symbol(parameter_count: int, step_per_rms: float) -> int:

@@ -125,10 +125,10 @@ def test_a_step_that_no_encoder_writes_is_refused(step: float) -> None:
 
 def test_an_unknown_version_or_codec_is_refused_by_name() -> None:
     data = encode(np.ones(10, np.float32))
-    with pytest.raises(RemoteProtocolError, match=r"\$\.version"):
+    with pytest.raises(RemoteProtocolError, match=r"\$\.format_version"):
         decode(resealed(data, 4, b"\2"), 10)
     with pytest.raises(RemoteProtocolError, match=r"\$\.codec"):
-        decode(resealed(data, 5, b"\7"), 10)
+        decode(resealed(data, 9, b"\7"), 10)
 
 
 def test_a_symbol_beyond_what_the_norm_allows_is_refused() -> None:
