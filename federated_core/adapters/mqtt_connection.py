@@ -100,15 +100,18 @@ class Outbox:
             return self._last_ticket
 
     def take(self) -> Outgoing | None:
-        """Take the next message if the window has room for it."""
+        """Take the next message if the window has room for it, and count it as sent."""
         with self._lock:
-            return self._waiting.popleft() if self._waiting and len(self._in_hand) < WINDOW else None
+            if not self._waiting or len(self._in_hand) >= WINDOW:
+                return None
+            outgoing = self._waiting.popleft()
+            self.sent_bytes += len(outgoing.payload)
+            return outgoing
 
     def hand(self, packet_id: int, outgoing: Outgoing) -> None:
         """Remember under which packet id paho sends ``outgoing``."""
         with self._lock:
             self._in_hand[packet_id] = outgoing
-        self.sent_bytes += len(outgoing.payload)
 
     def acknowledge(self, packet_id: int) -> int | None:
         """Forget the message of a PUBACK and return its ticket."""
@@ -182,8 +185,8 @@ class Connection:
             selector.register(sock, selectors.EVENT_READ)
             while not self._end and not closing.is_set():
                 self._turn(selector, sock, bell)
-        if not self._end:
-            self._client.disconnect()
+        if self._client.socket() is not None:
+            self._client.disconnect()  # NATS jails a client id that comes back before its end was noticed.
         return self._end
 
     def drop(self) -> None:
