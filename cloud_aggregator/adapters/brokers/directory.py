@@ -32,7 +32,7 @@ class BrokerUser(msgspec.Struct, frozen=True):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class BrokerTls:
-    """The certificate that a broker of ours shows, in PEM files."""
+    """The certificate that a broker of ours shows, with the chain to its authority, and its key, in PEM files."""
 
     certificate: Path
     key: Path

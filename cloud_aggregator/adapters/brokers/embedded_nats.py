@@ -20,7 +20,7 @@ from pathlib import Path
 from cloud_aggregator.adapters.brokers.child_process import ChildProcess
 from cloud_aggregator.adapters.brokers.directory import BrokerExit, BrokerTls, BrokerUser, UserStore, new_password
 from federated_core.adapters.atomic_file import write_atomically
-from federated_core.errors import AdapterError
+from federated_core.errors import AdapterError, LocalMisuseError
 
 _VERSION_MIN = (2, 12, 5)  # Before it, whoever takes a client id hears its messages (CVE-2026-33215).
 _RELOADED = r"Reloaded server configuration|Failed to reload .*"
@@ -69,6 +69,8 @@ class EmbeddedNats:
 
     def start(self) -> None:
         """Start the server and wait until it takes MQTT connections."""
+        if self._child is not None and self._child.is_running:
+            raise LocalMisuseError("start() of a nats-server that is running")
         program = find_nats_server()
         _refuse_old(program)
         configuration = self._folder / "nats.conf"

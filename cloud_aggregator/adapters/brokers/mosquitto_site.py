@@ -14,6 +14,7 @@ import queue
 import secrets
 import shutil
 import signal
+import time
 from pathlib import Path
 
 from cloud_aggregator.adapters.brokers.child_process import ChildProcess
@@ -22,7 +23,7 @@ from cloud_aggregator.adapters.brokers.embedded_nats import lasting_port
 from federated_core.adapters.atomic_file import write_atomically
 from federated_core.adapters.link import LinkDown, LinkNews, LinkSettings, LinkUp
 from federated_core.adapters.mqtt_link import MqttLink
-from federated_core.errors import AdapterError
+from federated_core.errors import AdapterError, LocalMisuseError
 
 _ITERATION_COUNT = 101  # mosquitto_passwd's own default; a random password of 128 bits needs no slow hash.
 _PROBE = "(probe)"  # No name that a directory takes.
@@ -74,7 +75,7 @@ class MosquittoSite:
             os.kill(pid, signal.SIGHUP)
         except (OSError, ValueError) as error:
             raise AdapterError(f"cannot signal mosquitto by {self._pid_file}: {error}") from error
-        self._wait_for_login(password)
+        self.wait_for_login(password)
 
     def write_files(self) -> str:
         """Write the files without telling the broker; return the probe's password."""
@@ -88,7 +89,8 @@ class MosquittoSite:
             write_atomically(path, ("\n".join(lines) + "\n").encode(), mode=self._mode, group_id=self._group_id)
         return probe.password
 
-    def _wait_for_login(self, password: str) -> None:
+    def wait_for_login(self, password: str) -> None:
+        """Wait until the broker lets in the probe of `write_files`."""
         news: queue.SimpleQueue[LinkNews] = queue.SimpleQueue()
         settings = LinkSettings(
             host=self._host,
@@ -101,18 +103,19 @@ class MosquittoSite:
             reconnect_max_s=0.2,
         )
         link = MqttLink(settings, news.put)
+        deadline_s = time.monotonic() + self._timeout_s
         last = LinkDown("no answer")
         try:
-            with contextlib.suppress(queue.Empty):
-                while True:
-                    match news.get(timeout=self._timeout_s):
+            while (left_s := deadline_s - time.monotonic()) > 0:
+                with contextlib.suppress(queue.Empty):
+                    match news.get(timeout=left_s):
                         case LinkUp():
                             return
                         case LinkDown() as last:
                             pass
         finally:
             link.close()
-        raise AdapterError(f"mosquitto did not take the new users within {self._timeout_s:g} s: {last.reason}")
+        raise AdapterError(f"mosquitto let nobody in for {self._timeout_s:g} s: {last.reason}")
 
 
 class MosquittoChild:
@@ -168,16 +171,20 @@ class MosquittoChild:
 
     def start(self) -> None:
         """Start mosquitto and wait until it takes connections."""
+        if self._child is not None and self._child.is_running:
+            raise LocalMisuseError("start() of a mosquitto that is running")
         program = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
         if program is None:
             raise AdapterError("no mosquitto: install the package mosquitto, or use the embedded nats-server")
         configuration = self._folder / "mosquitto.conf"
         write_atomically(configuration, self._configuration().encode())
-        self._site.write_files()
+        password = self._site.write_files()
         # SIGTERM: unlike nats-server, it has up to 5 s of sessions that are not on disk yet.
         child = ChildProcess((program, "-c", str(configuration)), death_signal=signal.SIGTERM)
         try:
             child.wait_for(r"mosquitto version \S+ running", since=0, timeout_s=self._timeout_s)
+            # It says so before its loop runs, and forgets a signal that comes between.
+            self._site.wait_for_login(password)
         except AdapterError:
             child.stop()
             raise
