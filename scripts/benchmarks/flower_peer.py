@@ -76,6 +76,7 @@ class _Federation:
         folder.mkdir(parents=True)
         self._folder = folder
         self._port = _free_port()
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._groups = ProcessGroups(limit_bytes=MEMORY_LIMIT_BYTES, process_address_space_bytes=ADDRESS_SPACE_BYTES)
         (folder / "config.toml").write_text(
             '[superlink]\ndefault = "bench"\n\n'
@@ -134,7 +135,7 @@ class _Federation:
         )
 
     def _start(self, group: str, program: str, *arguments: str | Path) -> None:
-        self._groups.start(
+        self._processes[group] = self._groups.start(
             group,
             [_program(program), *arguments],
             cwd=self._folder,
@@ -151,6 +152,11 @@ class _Federation:
         deadline = time.monotonic() + timeout_s
         while not is_there():
             self._groups.check()
+            ended = {group: process.returncode for group, process in self._processes.items() if process.poll()}
+            if ended:
+                raise RuntimeError(
+                    f"Flower: ended with a failure while we waited for {what}: {ended}\n{self._last_words()}"
+                )
             if time.monotonic() > deadline:
                 raise TimeoutError(f"Flower: waited {timeout_s:.0f} s for {what}\n{self._last_words()}")
             time.sleep(0.05)
