@@ -23,7 +23,7 @@ class TaskSettings(msgspec.Struct, frozen=True):
     """A task as an operator writes it down."""
 
     plan: Plan
-    rounds: RoundSettings
+    rounds: RoundSettings = RoundSettings()
     rounds_max: Annotated[int, Meta(ge=1, le=100_000)] = 20
     patience_rounds: Annotated[int, Meta(ge=1, le=100_000)] = 10  # Rounds without gain after which training ends.
     accuracy_gain_min: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.002

@@ -10,7 +10,10 @@ A device counts at most once: what is accepted is a set by device, and every rep
 check in while reports are still coming wait in ``waiting`` and are the first candidates of the next round.
 """
 
+from typing import Annotated
+
 import msgspec
+from msgspec import Meta
 
 from cloud_aggregator.selection import Candidate, cohort_size, select_cohort
 from federated_core.protocol.messages import Metrics, Plan, Report, Verdict
@@ -19,12 +22,12 @@ from federated_core.protocol.messages import Metrics, Plan, Report, Verdict
 class RoundSettings(msgspec.Struct, frozen=True):
     """How a round is run; times in seconds."""
 
-    goal: int  # Reports that complete the round.
-    report_count_min: int  # Reports without which a round is abandoned at its deadline.
-    overselection_ratio: float
-    selection_s: float  # Longest wait for more candidates once the minimum is there.
-    reporting_s: float  # From assignment to deadline.
-    update_bytes_max: int
+    goal: Annotated[int, Meta(ge=1, le=100_000)] = 10  # Reports that complete the round.
+    report_count_min: Annotated[int, Meta(ge=1, le=100_000)] = 2  # With fewer a round is abandoned at its deadline.
+    overselection_ratio: Annotated[float, Meta(ge=1.0, le=10.0)] = 1.3
+    selection_s: Annotated[float, Meta(gt=0.0, le=86_400.0)] = 30.0  # Longest wait for more once the minimum is there.
+    reporting_s: Annotated[float, Meta(gt=0.0, le=2_592_000.0)] = 600.0  # From assignment to deadline.
+    update_bytes_max: Annotated[int, Meta(ge=1024, le=268_435_456)] = 16_777_216
 
 
 class RoundHead(msgspec.Struct, frozen=True):

@@ -61,6 +61,7 @@ class Reporting(msgspec.Struct, frozen=True, tag=True):
 
 
 SessionState = Resting | CheckedIn | Fetching | Training | Reporting
+STATES: msgspec.msgpack.Decoder[SessionState] = msgspec.msgpack.Decoder(SessionState)
 
 
 # --- Events (assignments, rejections, acknowledgements and cancellations come as the messages that they are)

@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from cloud_aggregator.adapters.schema import (
     CheckpointRow,
+    CommandRow,
     CounterRow,
     DeviceRow,
     EventRow,
@@ -25,6 +26,17 @@ from cloud_aggregator.adapters.schema import (
     TaskRow,
     TokenRow,
 )
+
+
+class Event(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Something that happened, as it is recorded and announced; ``at`` in seconds since 1970."""
+
+    at: float
+    kind: str
+    task: str | None
+    round: int | None
+    device: str | None
+    detail: dict[str, Any]
 
 
 def open_engine(url: str) -> Engine:
@@ -76,6 +88,7 @@ class Transaction:
     def __init__(self, session: Session) -> None:
         self._session = session
         self.now_s = time.time()
+        self.recorded: list[Event] = []
 
     # --- Devices and tokens
 
@@ -110,7 +123,14 @@ class Transaction:
 
     def add_token(self, name: str, secret: bytes, uses_max: int, lifetime_s: float) -> TokenRow:
         """Insert a token that is valid from now on."""
-        row = TokenRow(name=name, secret=secret, uses_max=uses_max, uses=0, created_at=self.now_s, expires_at=self.now_s + lifetime_s)
+        row = TokenRow(
+            name=name,
+            secret=secret,
+            uses_max=uses_max,
+            uses=0,
+            created_at=self.now_s,
+            expires_at=self.now_s + lifetime_s,
+        )
         self._session.add(row)
         return row
 
@@ -124,19 +144,28 @@ class Transaction:
         """Return all tasks, oldest first."""
         return list(self._session.scalars(select(TaskRow).order_by(TaskRow.created_at, TaskRow.name)))
 
-    def add_task(self, name: str, settings: bytes, bundle: bytes, state: bytes) -> TaskRow:
-        """Insert a task."""
-        row = TaskRow(name=name, settings=settings, bundle=bundle, state=state, created_at=self.now_s)
+    def get_task(self, name: str) -> TaskRow:
+        """Return a task that exists."""
+        return self._session.get_one(TaskRow, name)
+
+    def add_task(self, row: TaskRow) -> None:
+        """Insert a task, so that what refers to it can follow."""
         self._session.add(row)
-        return row
+        self._session.flush()
 
     def round(self, task: str, number: int) -> RoundRow | None:
         """Return one round."""
         return self._session.get(RoundRow, (task, number))
 
+    def get_round(self, task: str, number: int) -> RoundRow:
+        """Return a round that exists."""
+        return self._session.get_one(RoundRow, (task, number))
+
     def newest_round(self, task: str) -> RoundRow | None:
         """Return the round of ``task`` that was opened last."""
-        return self._session.scalars(select(RoundRow).where(RoundRow.task == task).order_by(RoundRow.number.desc()).limit(1)).first()
+        return self._session.scalars(
+            select(RoundRow).where(RoundRow.task == task).order_by(RoundRow.number.desc()).limit(1)
+        ).first()
 
     def rounds(self, task: str) -> list[RoundRow]:
         """Return all rounds of ``task`` in order."""
@@ -166,13 +195,43 @@ class Transaction:
         """Insert a checkpoint."""
         self._session.add(row)
 
+    # --- Commands
+
+    def add_command(self, body: bytes, actor: str) -> CommandRow:
+        """Ask the coordinator for something."""
+        row = CommandRow(at=self.now_s, actor=actor, body=body)
+        self._session.add(row)
+        self._session.flush()
+        return row
+
+    def open_commands(self) -> list[CommandRow]:
+        """Return what was asked for and is not done, oldest first."""
+        return list(self._session.scalars(select(CommandRow).where(CommandRow.done_at.is_(None)).order_by(CommandRow.number)))
+
+    def command(self, number: int) -> CommandRow:
+        """Return one command."""
+        return self._session.get_one(CommandRow, number)
+
+    def conclude_command(self, number: int, error: str | None) -> None:
+        """Note that a command was carried out, or why not."""
+        row = self._session.get_one(CommandRow, number)
+        row.done_at, row.error = self.now_s, error
+        row.body = b""  # A model may be megabytes; what it became is kept elsewhere.
+
     # --- Events and counters
 
     def record(
-        self, kind: str, *, task: str | None = None, round_number: int | None = None, device: str | None = None, **detail: Any
+        self,
+        kind: str,
+        *,
+        task: str | None = None,
+        round_number: int | None = None,
+        device: str | None = None,
+        **detail: Any,
     ) -> None:
         """Append an event."""
         text = msgspec.json.encode(detail).decode()
+        self.recorded.append(Event(self.now_s, kind, task, round_number, device, detail))
         self._session.add(EventRow(at=self.now_s, kind=kind, task=task, round=round_number, device=device, detail=text))
 
     def count(self, name: str, by: int) -> None:

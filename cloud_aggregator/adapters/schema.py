@@ -46,7 +46,9 @@ class TaskRow(Base):
 
     name: Mapped[str] = mapped_column(String(48), primary_key=True)
     settings: Mapped[bytes] = mapped_column(LargeBinary)
-    bundle: Mapped[bytes] = mapped_column(LargeBinary(32))
+    bundle: Mapped[bytes] = mapped_column(LargeBinary(32))  # Blob.
+    bundle_signature: Mapped[bytes] = mapped_column(LargeBinary(64))
+    model: Mapped[bytes] = mapped_column(LargeBinary(32))  # Blob: the inference model as it was given.
     state: Mapped[bytes] = mapped_column(LargeBinary)
     created_at: Mapped[float] = mapped_column(Float)
 
@@ -77,16 +79,15 @@ class RoundRow(Base):
 
 
 class CheckpointRow(Base):
-    """A published version of a task's parameters, on the lattice of its epoch."""
+    """A published version of a task's parameters, on the lattice around its keyframe."""
 
     __tablename__ = "checkpoints"
 
     task: Mapped[str] = mapped_column(ForeignKey("tasks.name"), primary_key=True)
     version: Mapped[int] = mapped_column(BigInteger, primary_key=True)
     digest: Mapped[bytes] = mapped_column(LargeBinary(32))  # Of the published checkpoint.
-    epoch: Mapped[int] = mapped_column(Integer)
-    keyframe: Mapped[bytes] = mapped_column(LargeBinary(32))  # Blob: the epoch's keyframe.
-    delta: Mapped[bytes | None] = mapped_column(LargeBinary(32))  # Blob: from the version before, within the epoch.
+    keyframe: Mapped[bytes] = mapped_column(LargeBinary(32))  # Blob.
+    delta: Mapped[bytes | None] = mapped_column(LargeBinary(32))  # Blob: from the version before; None for a keyframe.
     state: Mapped[bytes] = mapped_column(LargeBinary(32))  # Blob: what the aggregator needs to go on from here.
     created_at: Mapped[float] = mapped_column(Float)
 
@@ -105,6 +106,19 @@ class EventRow(Base):
     detail: Mapped[str] = mapped_column(Text, default="{}")
 
     __table_args__ = (Index("ix_events_task_round", "task", "round"),)
+
+
+class CommandRow(Base):
+    """What an operator asked for (MessagePack of `commands.Command`); the coordinator carries it out and says so."""
+
+    __tablename__ = "commands"
+
+    number: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=True)
+    at: Mapped[float] = mapped_column(Float)
+    actor: Mapped[str] = mapped_column(String(120))
+    body: Mapped[bytes] = mapped_column(LargeBinary)
+    done_at: Mapped[float | None] = mapped_column(Float, index=True)
+    error: Mapped[str | None] = mapped_column(Text)
 
 
 class CounterRow(Base):

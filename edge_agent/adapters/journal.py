@@ -10,6 +10,7 @@ from typing import TypeVar
 import msgspec
 
 from federated_core.errors import AdapterError
+from federated_core.protocol.messages import HeldCheckpoint
 
 FORMAT_VERSION = 1
 _SCHEMA = """
@@ -20,6 +21,9 @@ CREATE TABLE IF NOT EXISTS counters (name TEXT PRIMARY KEY, value INTEGER NOT NU
 """
 
 V = TypeVar("V")
+
+HELD = msgspec.msgpack.Decoder(HeldCheckpoint)  # Under "held/<task>": what the device has of a task's model.
+REASONS = msgspec.msgpack.Decoder(tuple[float, tuple[str, ...]])  # Under "reasons": when judged, and why not eligible.
 
 
 class Journal:
@@ -45,13 +49,13 @@ class Journal:
         except sqlite3.Error as error:
             raise AdapterError(f"journal: cannot save {key!r}: {error}") from error
 
-    def load(self, key: str, kind: type[V]) -> V | None:
+    def load(self, key: str, decoder: msgspec.msgpack.Decoder[V]) -> V | None:
         """Return what was saved under ``key``; None if nothing was, or if it is of another format."""
         row = self._connection.execute("SELECT format_version, value FROM journal WHERE key = ?", (key,)).fetchone()
         if row is None or row[0] != FORMAT_VERSION:
             return None
         try:
-            return msgspec.msgpack.decode(row[1], type=kind)
+            return decoder.decode(row[1])
         except msgspec.DecodeError:
             return None  # Written by another version of the agent: begin anew rather than never.
 

@@ -15,9 +15,9 @@ class LoadMeter:
         self._idle_since_s: float | None = None
         self._ticks_per_s = os.sysconf("SC_CLK_TCK")
 
-    def look(self) -> tuple[float | None, float]:
+    def look(self, trainer_pid: int | None = None) -> tuple[float | None, float]:
         """Return (busy cores since the last look or None at the first, seconds that others have been idle)."""
-        now_s, used_s = time.monotonic(), self._used_by_others_s()
+        now_s, used_s = time.monotonic(), self._used_by_others_s(trainer_pid)
         last, self._last = self._last, (now_s, used_s)
         if last is None or now_s <= last[0]:
             return None, 0.0
@@ -28,16 +28,26 @@ class LoadMeter:
             self._idle_since_s = last[0]
         return busy_cores, 0.0 if self._idle_since_s is None else now_s - self._idle_since_s
 
-    def _used_by_others_s(self) -> float:
+    def _used_by_others_s(self, trainer_pid: int | None) -> float:
         user, _nice, system, _idle, _iowait, irq, softirq, steal = self._total_ticks()
-        return (user + system + irq + softirq + steal) / self._ticks_per_s - self._own_system_and_user_s()
+        used_ticks = user + system + irq + softirq + steal - self._trainer_system_ticks(trainer_pid)
+        return used_ticks / self._ticks_per_s - self._own_s()
 
     def _total_ticks(self) -> list[int]:
         fields = (self._root / "proc/stat").read_text().split("\n", 1)[0].split()
         return [int(field) for field in fields[1:9]]
 
-    def _own_system_and_user_s(self) -> float:
-        """Time of this daemon; the trainer runs at nice 19 and its user time is in the nice column already."""
+    def _trainer_system_ticks(self, pid: int | None) -> int:
+        """Kernel time of the living trainer; its user time is in the nice column, which does not count."""
+        if pid is None:
+            return 0
+        try:
+            stat = (self._root / "proc" / str(pid) / "stat").read_text()
+        except OSError:
+            return 0  # It ended; its time is with the daemon's children now.
+        return int(stat.rpartition(")")[2].split()[12])  # The name may hold spaces and ")".
+
+    def _own_s(self) -> float:
         times = os.times()
         return times.user + times.system + times.children_system
 

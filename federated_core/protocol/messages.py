@@ -85,6 +85,7 @@ class Plan(msgspec.Struct, frozen=True):
 
     kind: PlanKind
     epochs: Annotated[int, Meta(ge=0, le=1000)] = 1
+    step_count_max: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None  # Ends an epoch early.
     batch_size: Annotated[int, Meta(ge=1, le=4096)] = 32
     learning_rate: Annotated[float, Meta(ge=0.0, le=100.0)] = 0.05
     step_ratio: Annotated[float, Meta(gt=0.0, le=64.0)] = 4.0  # Codec: one level is this many times the delta's rms.

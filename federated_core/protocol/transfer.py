@@ -148,11 +148,7 @@ class ChunkSent(msgspec.Struct, frozen=True):
     """The broker has one chunk."""
 
 
-class LinkLost(msgspec.Struct, frozen=True):
-    """What was on its way may be lost; whoever misses it asks again."""
-
-
-SendEvent = ChunksWanted | ChunkSent | LinkLost
+SendEvent = ChunksWanted | ChunkSent
 
 
 class SendChunk(msgspec.Struct, frozen=True):
@@ -168,8 +164,6 @@ def step_send(state: Sending, event: SendEvent) -> tuple[Sending, tuple[SendChun
             state = Sending(tuple(dict.fromkeys(state.waiting + outgoing)), state.in_flight_count)
         case ChunkSent():
             state = Sending(state.waiting, max(0, state.in_flight_count - 1))
-        case LinkLost():
-            return Sending(), ()
     free = max(0, WINDOW - state.in_flight_count)
     now = state.waiting[:free]
     return Sending(state.waiting[free:], state.in_flight_count + len(now)), tuple(SendChunk(outgoing) for outgoing in now)

@@ -1,0 +1,52 @@
+"""What an operator may ask of the coordinator, from the command line or the console alike."""
+
+import msgspec
+
+from cloud_aggregator.task_progress import TaskSettings
+
+
+class CreateToken(msgspec.Struct, frozen=True, tag=True):
+    """Let up to ``uses_max`` devices enroll with this secret."""
+
+    name: str
+    secret: bytes
+    uses_max: int
+    lifetime_s: float
+
+
+class RevokeToken(msgspec.Struct, frozen=True, tag=True):
+    """Let nobody enroll with a token any more."""
+
+    name: str
+
+
+class CreateTask(msgspec.Struct, frozen=True, tag=True):
+    """Begin a task with a model: its bundle, the model key's signature over it, and the initial parameters."""
+
+    name: str
+    settings: TaskSettings
+    bundle: bytes
+    bundle_signature: bytes
+    checkpoint: bytes
+    model: bytes  # The inference model as it was given: the result of training goes back into it.
+
+
+class PauseTask(msgspec.Struct, frozen=True, tag=True):
+    """Open no more rounds for now."""
+
+    name: str
+
+
+class ResumeTask(msgspec.Struct, frozen=True, tag=True):
+    """Go on."""
+
+    name: str
+
+
+class AbortTask(msgspec.Struct, frozen=True, tag=True):
+    """End the task and its open round."""
+
+    name: str
+
+
+Command = CreateToken | RevokeToken | CreateTask | PauseTask | ResumeTask | AbortTask

@@ -1,0 +1,74 @@
+"""Fetching the artifacts of one assignment: `transfer.Fetching` between the blob store and the aggregator."""
+
+import logging
+from collections.abc import Callable
+from typing import Any, Literal
+
+from federated_core.adapters.blob_store import BlobStore
+from federated_core.adapters.blob_transfer import BlobReceiver
+from federated_core.adapters.inbox import Inbox
+from federated_core.errors import RemoteProtocolError
+from federated_core.protocol import messages, transfer
+from federated_core.protocol.wire import ChunkFrame
+
+_log = logging.getLogger(__name__)
+
+MULTICAST_GRACE_S = 1.0  # Multicast chunks that did not come within this time are asked for.
+SILENCE_MAX_S = 30.0
+
+FetchResult = Literal["whole", "failed"] | None
+
+
+class ArtifactFetcher:
+    """One download at a time; sets the timer ``quiet`` of the inbox."""
+
+    def __init__(self, blobs: BlobStore, inbox: Inbox[Any], send: Callable[[messages.ChunkRequest], None]) -> None:
+        self._receiver = BlobReceiver(blobs)
+        self._inbox = inbox
+        self._send = send
+        self._state: transfer.FetchState = transfer.Fetched()
+
+    def begin(self, artifacts: tuple[messages.Artifact, ...]) -> FetchResult:
+        """Fetch what of ``artifacts`` is not on disk; AdapterError if there is no room for it."""
+        missing = self._receiver.expect(artifact.blob for artifact in artifacts)
+        self._state = transfer.Fetching(missing)
+        wanted = {chunk.digest for chunk in missing}
+        is_multicast = all(artifact.multicast for artifact in artifacts if artifact.blob.digest in wanted)
+        return self._advance(transfer.FetchBegan(is_multicast))
+
+    def take(self, frame: ChunkFrame) -> FetchResult:
+        """Store a chunk; one that nobody waits for is ignored."""
+        try:
+            stored = self._receiver.store(frame)
+        except RemoteProtocolError as error:
+            _log.warning("%s", error)  # Somebody tampered: nothing of this blob is to be trusted.
+            return self._advance(transfer.Unavailable())
+        if stored is None:
+            return None
+        return self._advance(transfer.ChunkStored(stored[0]))
+
+    def note_silence(self) -> FetchResult:
+        """Nothing came for a while: ask again."""
+        return self._advance(transfer.Quiet())
+
+    def give_up(self) -> None:
+        """Expect nothing any more; what arrived stays on disk for the next time."""
+        self._state = transfer.Fetched()
+
+    def _advance(self, event: transfer.FetchEvent) -> FetchResult:
+        if isinstance(self._state, transfer.Fetched):
+            return None
+        self._state, actions = transfer.step_fetch(self._state, event)
+        for action in actions:
+            match action:
+                case transfer.AskFor(digest, indices):
+                    self._send(messages.ChunkRequest(digest, indices))
+                case transfer.AwaitChunks(silence_count):
+                    self._inbox.set_timer("quiet", min(SILENCE_MAX_S, MULTICAST_GRACE_S * 2.0**silence_count))
+        match self._state:
+            case transfer.Fetched():
+                return "whole"
+            case transfer.FetchFailed():
+                return "failed"
+            case _:
+                return None
