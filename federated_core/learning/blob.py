@@ -35,18 +35,63 @@ class BlobKind:
 
 
 def encode_blob(kind: BlobKind, parameter_count: int, fields: tuple[object, ...], body: bytes) -> bytes:
-    """Frame ``body``."""
+    """Frame a body.
+
+    Parameters
+    ----------
+    kind : BlobKind
+        What the blob is.
+    parameter_count : int
+        Floats of the model, or of the part of it, that the blob is about.
+    fields : tuple
+        Values of the kind's own fields.
+    body : bytes
+        What follows them.
+
+    Returns
+    -------
+    bytes
+        The whole blob.
+
+    Examples
+    --------
+    >>> kind = BlobKind(b"NOTE", struct.Struct("<H"))
+    >>> decode_blob(encode_blob(kind, 10, (7,), b"body"), kind, parameter_count=10, size_max=100)
+    ((7,), b'body')
+    """
     content = _FRAME.pack(kind.magic, _FORMAT_VERSION, parameter_count) + kind.fields.pack(*fields) + body
     return content + _CHECKSUM.pack(zlib.crc32(content))
 
 
 def decode_blob(data: bytes, kind: BlobKind, *, parameter_count: int, size_max: int) -> tuple[tuple[Any, ...], bytes]:
-    """Read the fields and the body of a blob of ``kind`` about ``parameter_count`` parameters.
+    """Take a blob apart.
+
+    Parameters
+    ----------
+    data : bytes
+        What arrived.
+    kind : BlobKind
+        What it must be.
+    parameter_count : int
+        What it must be about.
+    size_max : int
+        Largest blob accepted, in bytes.
+
+    Returns
+    -------
+    tuple of tuple and bytes
+        The kind's own fields and the body; neither has been judged.
 
     Raises
     ------
     RemoteProtocolError
-        If ``data`` is anything else, damaged, or larger than ``size_max``.
+        If ``data`` is anything else, damaged, or too large.
+
+    Examples
+    --------
+    >>> decode_blob(b"", BlobKind(b"NOTE", struct.Struct("<H")), parameter_count=10, size_max=100)
+    Traceback (most recent call last):
+    federated_core.errors.RemoteProtocolError: $: expected 15 to 100 bytes, got 0
     """
     if not kind.size_min <= len(data) <= size_max:
         raise RemoteProtocolError(f"$: expected {kind.size_min} to {size_max} bytes, got {len(data)}")

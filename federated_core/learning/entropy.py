@@ -116,12 +116,29 @@ def decode_symbols(data: bytes, count: int, *, magnitude_max: int) -> Symbols:
 
 
 def decode_scaled_symbols(step: float, data: bytes, count: int, *, magnitude_max: int) -> Symbols:
-    """Read symbols that came with a ``step``: it must be finite, and 0 only where every symbol is.
+    """Read symbols that came with a step.
+
+    Parameters
+    ----------
+    step : float
+        What came; accepted if it is finite and positive, or 0 with symbols that are all 0.
+    data, count, magnitude_max
+        As in ``decode_symbols``.
+
+    Returns
+    -------
+    int32, shape (count,)
+        The symbols.
 
     Raises
     ------
     RemoteProtocolError
         If the step is none, or as ``decode_symbols``.
+
+    Examples
+    --------
+    >>> decode_scaled_symbols(0.5, encode_symbols(np.int32([0, 2])), 2, magnitude_max=2).tolist()
+    [0, 2]
     """
     if not 0 <= step < math.inf:
         raise RemoteProtocolError(f"$.step: expected a finite float of 0 or more, got {step}")
@@ -138,7 +155,31 @@ def deflate(data: bytes) -> bytes:
 
 
 def inflate(data: bytes, bytes_min: int, bytes_max: int) -> tuple[NDArray[np.uint8], bytes]:
-    """Inflate the stream that ``data`` begins with, never beyond ``bytes_max``; also returns what follows it."""
+    """Inflate the stream that ``data`` begins with.
+
+    Parameters
+    ----------
+    data : bytes
+        A stream of ``deflate``, and whatever follows it.
+    bytes_min, bytes_max : int
+        How long the stream may be once inflated; no more than that is ever inflated.
+
+    Returns
+    -------
+    tuple of uint8 array and bytes
+        The stream, and what follows it.
+
+    Raises
+    ------
+    RemoteProtocolError
+        If ``data`` does not begin with such a stream.
+
+    Examples
+    --------
+    >>> stream, rest = inflate(deflate(b"zero") + b" rest", 0, 10)
+    >>> stream.tobytes(), rest
+    (b'zero', b' rest')
+    """
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
         stream = inflater.decompress(data, bytes_max + 1)
