@@ -48,8 +48,8 @@ class Keyframe:
 
     @cached_property
     def epoch(self) -> bytes:
-        """Which lattice this is: a prefix of the digest of the vector."""
-        return vector_digest(self.vector)[:_PREFIX_BYTES]
+        """Which lattice this is: a prefix of the digest of version and vector."""
+        return hashlib.sha256(self.version.to_bytes(8, "little") + vector_digest(self.vector)).digest()[:_PREFIX_BYTES]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

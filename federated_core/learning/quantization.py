@@ -54,7 +54,7 @@ def rounding_noise(key: bytes, count: int) -> NDArray[np.float64]:
     if len(key) != NOISE_KEY_BYTES:
         raise LocalMisuseError(f"noise key: expected {NOISE_KEY_BYTES} bytes, got {len(key)}")
     words = np.random.Philox(key=np.frombuffer(key, "<u8").astype(np.uint64)).random_raw(-(-count // 4))
-    return (words.astype("<u8", copy=False).view("<u2")[:count] + 0.5) / 65536
+    return (words.astype("<u8", copy=False).view("<u2")[:count].astype(np.float64) + 0.5) / 65536
 
 
 def step_for(values: NDArray[np.float32], step_per_rms: float) -> float:

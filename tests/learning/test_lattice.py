@@ -179,6 +179,11 @@ def test_a_new_lattice_flushes_to_the_last_bit() -> None:
     assert flushed.keyframe.epoch != publishers[-1].keyframe.epoch
 
 
+def test_the_same_parameters_published_again_later_are_another_lattice() -> None:
+    parameters = training_run(0, shrink=1.0)[0]
+    assert open_lattice(parameters, version=0).keyframe.epoch != open_lattice(parameters, version=9).keyframe.epoch
+
+
 def test_a_negative_zero_in_the_keyframe_does_not_depend_on_the_path() -> None:
     publisher = open_lattice(np.array([-0.0, 1.0], np.float32), version=0)
     assert publisher.keyframe.vector.tobytes() == published(publisher).tobytes()
