@@ -1,26 +1,20 @@
-"""ONNX files to typed graphs and back; the only module of the learning core that needs ``onnx``.
+"""ONNX files to typed graphs and back; on the cloud side; a device never needs ``onnx``.
 
-Reading normalizes what exporters vary: the opset (18 or above), local functions, Constant nodes. Every value then gets
-a type. Dimensions that the file leaves free are found by inferring the whole graph twice, each time with other numbers
-in their place, alternating ``onnx.shape_inference`` with the folding of small constants until nothing changes: what
-differs between the two runs depends on a free dimension, and equal pairs of numbers are the same dimension. Chains of
-Shape, Gather and Concat therefore cost nothing, and no symbolic arithmetic is needed.
+Reading normalizes what exporters vary: the opset (18 or above), local functions, Constant nodes; `onnx_types` then
+gives every value a type.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx.inliner
-import onnx.reference
-import onnx.shape_inference
 import onnx.version_converter
 from numpy.typing import NDArray
 
 from federated_core.errors import UntrainableModelError
 from federated_core.learning.graph import (
-    DTYPES,
     OPERATORS,
     OPSET_MAX,
     OPSET_MIN,
@@ -31,24 +25,13 @@ from federated_core.learning.graph import (
     TypedGraph,
     Value,
     needed_names,
-    product,
     topological_order,
 )
+from federated_core.learning.onnx_types import array_of, infer_types
 
 MODEL_BYTES_MAX = 256 * 2**20
 NODE_COUNT_MAX = 20_000
-FOLDED_SIZE_MAX = 4096
 _IR_VERSION_MIN = 9
-_PASS_COUNT_MAX = 64
-_BATCH_PROBES = (3, 5)
-_PRIMES = ((7, 11), (13, 17), (19, 23), (29, 31), (37, 41), (43, 47), (53, 59), (61, 67), (71, 73), (79, 83))
-_KEEP_SHAPE = frozenset({"GroupNormalization", "MeanVarianceNormalization", "RMSNormalization", "LayerNormalization"})
-_PROBE_MULTIPLE = 32  # Nets that halve and double an image want sides that divide by 32.
-
-
-class _Inferred(NamedTuple):
-    types: dict[str, tuple[str, tuple[int, ...]]]
-    known: dict[str, NDArray[Any]]
 
 
 def import_onnx(data: bytes) -> TypedGraph:
@@ -79,12 +62,21 @@ def import_onnx(data: bytes) -> TypedGraph:
     federated_core.errors.UntrainableModelError: expected an ONNX model, got 11 bytes that are none
     """
     model = _converted(_parse(data))
+    try:
+        return _typed(model)
+    except UntrainableModelError:
+        raise
+    except Exception as error:  # A malformed model breaks onnx, protobuf or numpy in ways that nobody can list.
+        raise UntrainableModelError(f"the model is malformed: {error}") from error
+
+
+def _typed(model: onnx.ModelProto) -> TypedGraph:
     _hoist_constants(model.graph)
     names = {tensor.name for tensor in model.graph.initializer}
     kept = [value for value in model.graph.input if value.name not in names]
     del model.graph.input[:]
     model.graph.input.extend(kept)
-    types, folded = _infer(model)
+    types, folded = infer_types(model)
     graph = _graph(model, folded, types)
     typed = types | {name: Value(name, tensor.dtype, tensor.shape) for name, tensor in graph.constants.items()}
     return TypedGraph(graph, typed)
@@ -219,175 +211,6 @@ def _constant_tensor(node: onnx.NodeProto) -> onnx.TensorProto:
     return tensor
 
 
-def _infer(model: onnx.ModelProto) -> tuple[dict[str, Value], dict[str, NDArray[Any]]]:
-    probes: dict[str, tuple[int, int]] = {}
-    for value in model.graph.input:
-        if value.type.WhichOneof("value") != "tensor_type":
-            raise UntrainableModelError(f"input '{value.name}' is not a tensor")
-        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
-            if dim.WhichOneof("value") != "dim_value" or dim.dim_value < 0:
-                name = dim.dim_param or ("batch" if axis == 0 else f"{value.name}.{axis}")
-                dim.dim_param = name
-                if name not in probes:
-                    probes[name] = _probe(axis, sum(1 for taken in probes.values() if taken != _BATCH_PROBES))
-    names = {pair: name for name, pair in probes.items()}
-    first = _probed(model, {name: pair[0] for name, pair in probes.items()})
-    second = _probed(model, {name: pair[1] for name, pair in probes.items()})
-    types = {}
-    for name, (dtype, shape) in first.types.items():
-        other = second.types.get(name)
-        if other is not None and len(other[1]) == len(shape):
-            dims = tuple(_dim(pair, names) for pair in zip(shape, other[1], strict=True))
-            types[name] = Value(name, dtype, dims)  # type: ignore[arg-type]
-    folded = {
-        name: array
-        for name, array in first.known.items()
-        if name in second.known and np.array_equal(array, second.known[name])
-    }
-    return types, folded
-
-
-def _probe(axis: int, count: int) -> tuple[int, int]:
-    if axis == 0 and count == 0:
-        return _BATCH_PROBES
-    if count >= len(_PRIMES):
-        raise UntrainableModelError(f"expected at most {len(_PRIMES)} free dimensions: fix some of them")
-    low, high = _PRIMES[count]
-    return _PROBE_MULTIPLE * low, _PROBE_MULTIPLE * high
-
-
-def _dim(pair: tuple[int, int], names: Mapping[tuple[int, int], str]) -> int | str:
-    low, high = pair
-    if low == high:
-        return low
-    if pair in names:
-        return names[pair]
-    for (a, b), name in names.items():
-        if low % a == 0 and high % b == 0 and low // a == high // b:
-            return product((low // a, name))
-    return f"dim_{low}_{high}"
-
-
-def _probed(model: onnx.ModelProto, sizes: Mapping[str, int]) -> _Inferred:
-    """Infer every type with numbers in place of the free dimensions."""
-    concrete = onnx.ModelProto()
-    concrete.CopyFrom(model)
-    del concrete.graph.value_info[:]
-    known: dict[str, NDArray[Any]] = {}
-    floats: set[str] = set()
-    for value in concrete.graph.input:
-        for dim in value.type.tensor_type.shape.dim:
-            if dim.dim_param:
-                dim.dim_value = sizes[dim.dim_param]
-    for value in concrete.graph.output:
-        value.type.tensor_type.ClearField("shape")
-    for tensor in list(concrete.graph.initializer):
-        if np.prod(tensor.dims, dtype=np.float64) <= FOLDED_SIZE_MAX:
-            known[tensor.name] = onnx.numpy_helper.to_array(tensor)
-        else:  # Its values cannot matter to a shape; leaving them out keeps every pass cheap.
-            concrete.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
-            concrete.graph.initializer.remove(tensor)
-        if tensor.data_type in {onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16}:
-            floats.add(tensor.name)
-    initializers = set(known)
-    types: dict[str, tuple[str, tuple[int, ...]]] = {}
-    for _ in range(_PASS_COUNT_MAX):
-        types = _inferred_types(concrete)
-        helped = _shapes_kept(concrete, types)
-        folded = _fold(concrete, known, types, floats)
-        if not folded and not helped:
-            break
-        known |= folded
-        concrete.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in folded.items())
-        waiting = [node for node in concrete.graph.node if not all(name in known for name in node.output if name)]
-        for name, array in folded.items():
-            types[name] = (array.dtype.name, array.shape)
-        del concrete.graph.node[:]
-        concrete.graph.node.extend(waiting)
-    for name, array in known.items():
-        types[name] = (array.dtype.name, array.shape)
-    foldable = {name: array for name, array in known.items() if name not in initializers and name not in floats}
-    return _Inferred(types, foldable)
-
-
-def _shapes_kept(model: onnx.ModelProto, types: Mapping[str, tuple[str, tuple[int, ...]]]) -> bool:
-    """Declare outputs that onnx's inference leaves open although the operator keeps its input's shape."""
-    helped = False
-    for node in model.graph.node:
-        if node.op_type in _KEEP_SHAPE and node.input[0] in types and node.output[0] not in types:
-            dtype, shape = types[node.input[0]]
-            code = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
-            model.graph.value_info.append(onnx.helper.make_tensor_value_info(node.output[0], code, shape))
-            for value in model.graph.output:
-                if value.name == node.output[0]:
-                    value.CopyFrom(model.graph.value_info[-1])
-            helped = True
-    return helped
-
-
-def _inferred_types(model: onnx.ModelProto) -> dict[str, tuple[str, tuple[int, ...]]]:
-    try:
-        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
-    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError) as error:
-        raise UntrainableModelError(f"the model's types contradict each other: {error}") from error
-    types: dict[str, tuple[str, tuple[int, ...]]] = {}
-    for value in (*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output):
-        tensor_type = value.type.tensor_type
-        dims = tensor_type.shape.dim
-        if tensor_type.HasField("shape") and all(dim.WhichOneof("value") == "dim_value" for dim in dims):
-            types[value.name] = (_dtype(tensor_type.elem_type, value.name), tuple(dim.dim_value for dim in dims))
-    for tensor in inferred.graph.initializer:
-        types[tensor.name] = (_dtype(tensor.data_type, tensor.name), tuple(tensor.dims))
-    return types
-
-
-def _fold(
-    model: onnx.ModelProto,
-    known: Mapping[str, NDArray[Any]],
-    types: Mapping[str, tuple[str, tuple[int, ...]]],
-    floats: set[str],
-) -> dict[str, NDArray[Any]]:
-    """Compute small nodes whose inputs are known; remember in ``floats`` what comes from a float initializer."""
-    folded: dict[str, NDArray[Any]] = {}
-    for node in model.graph.node:
-        outputs = [name for name in node.output if name]
-        if any(name not in types or np.prod(types[name][1], dtype=np.float64) > FOLDED_SIZE_MAX for name in outputs):
-            continue
-        inputs = [name for name in node.input if name]
-        if node.op_type in {"Shape", "Size"} and node.input[0] in types:
-            values: Sequence[Any] = [_shape_value(node, types[node.input[0]][1])]
-        elif node.op_type != "Dropout" and all(name in known or name in folded for name in inputs):
-            values = _evaluated(model, node, {name: folded.get(name, known.get(name)) for name in inputs})
-            if floats.intersection(inputs):
-                floats.update(outputs)
-        else:
-            continue
-        folded |= {name: np.asarray(value) for name, value in zip(node.output, values, strict=False) if name}
-    return folded
-
-
-def _shape_value(node: onnx.NodeProto, shape: tuple[int, ...]) -> NDArray[np.int64]:
-    attributes = {attribute.name: attribute.i for attribute in node.attribute}
-    if node.op_type == "Size":
-        return np.asarray(np.prod(shape, dtype=np.int64))
-    return np.asarray(shape, np.int64)[attributes.get("start", 0) : attributes.get("end", len(shape))]
-
-
-def _evaluated(model: onnx.ModelProto, node: onnx.NodeProto, feeds: Mapping[str, Any]) -> Sequence[Any]:
-    inputs = [
-        onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
-        for name, array in feeds.items()
-    ]
-    outputs = [onnx.ValueInfoProto(name=name) for name in node.output if name]
-    single = onnx.helper.make_model(
-        onnx.helper.make_graph([node], "one", inputs, outputs), opset_imports=model.opset_import
-    )
-    try:
-        return list(onnx.reference.ReferenceEvaluator(single).run(None, dict(feeds)))
-    except Exception as error:  # Whatever numpy raises on a model's nonsense.
-        raise UntrainableModelError(f"node '{node.name}' ({node.op_type}) cannot be computed: {error}") from error
-
-
 def _graph(model: onnx.ModelProto, folded: Mapping[str, NDArray[Any]], types: Mapping[str, Value]) -> Graph:
     constants = {tensor.name: _tensor(tensor) for tensor in model.graph.initializer}
     constants |= {name: Tensor.of(np.asarray(array)) for name, array in folded.items()}
@@ -438,21 +261,7 @@ def _attribute(node: onnx.NodeProto, attribute: onnx.AttributeProto) -> Attribut
 
 
 def _tensor(tensor: onnx.TensorProto) -> Tensor:
-    _dtype(tensor.data_type, tensor.name)
-    try:
-        return Tensor.of(onnx.numpy_helper.to_array(tensor))
-    except (ValueError, TypeError) as error:
-        raise UntrainableModelError(f"tensor '{tensor.name}' is malformed: {error}") from error
-
-
-def _dtype(code: int, name: str) -> str:
-    try:
-        dtype = str(onnx.helper.tensor_dtype_to_np_dtype(code).name)
-    except KeyError:
-        dtype = f"type {code}"
-    if dtype not in DTYPES:
-        raise UntrainableModelError(f"'{name}' is of {dtype}, expected one of {', '.join(DTYPES)}")
-    return dtype
+    return Tensor.of(array_of(tensor))
 
 
 def _graph_proto(graph: Graph) -> onnx.GraphProto:

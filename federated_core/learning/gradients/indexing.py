@@ -5,6 +5,7 @@ from typing import Final
 
 from federated_core.learning.gradients.application import Application, Gradients, Rule
 from federated_core.learning.gradients.builder import Expr
+from federated_core.learning.graph import Attribute
 
 
 def gather(at: Application) -> Gradients:
@@ -49,12 +50,11 @@ def scatter(at: Application) -> Gradients:
     Of equal maxima or minima each gets the whole gradient; a product is divided by each update, which must not be 0.
     """
     put, take = at.node.op, at.node.op.replace("Scatter", "Gather")
-    axis = {"axis": at.integer("axis", 0)} if put == "ScatterElements" else {}
+    axis: dict[str, Attribute] = {"axis": at.integer("axis", 0)} if put == "ScatterElements" else {}
     x, indices, updates, g, builder = at.x, at.input(1), at.input(2), at.g, at.builder
 
     def place(target: Expr, values: Expr, reduction: str) -> Expr:
-        more = {**axis, "reduction": reduction}
-        return builder.apply(put, target, indices, values, shape=x.shape, attributes=more)
+        return builder.apply(put, target, indices, values, shape=x.shape, attributes=axis, reduction=reduction)
 
     def pick(source: Expr) -> Expr:
         return builder.apply(take, source, indices, shape=updates.shape, attributes=axis)
