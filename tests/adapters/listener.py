@@ -2,13 +2,14 @@
 
 import dataclasses
 import queue
-from typing import Self, TypeVar
+import time
+from collections.abc import Callable
+from typing import Self
 
-from federated_core.adapters.link import LinkDown, LinkNews, LinkSettings, LinkUp, MessageArrived
+from federated_core.adapters.link import LinkDown, LinkNews, LinkSettings, LinkUp, MessageArrived, MessageSent
 from federated_core.adapters.mqtt_link import MqttLink
 
 DEADLINE_S = 10.0
-News = TypeVar("News", LinkUp, LinkDown, MessageArrived, LinkNews)
 
 
 class Listener:
@@ -17,6 +18,7 @@ class Listener:
     def __init__(self, settings: LinkSettings) -> None:
         self.news: queue.Queue[LinkNews] = queue.Queue()
         self.heard: list[MessageArrived] = []
+        self.up_count = 0
         self.down: list[LinkDown] = []
         self.sent_tickets: list[int] = []
         self.link = MqttLink(dataclasses.replace(settings, reconnect_min_s=0.02, reconnect_max_s=0.2), self.news.put)
@@ -30,28 +32,33 @@ class Listener:
             case LinkDown():
                 self.down.append(news)
             case LinkUp():
-                pass
-            case _:
-                self.sent_tickets.append(news.ticket)
+                self.up_count += 1
+            case MessageSent(ticket):
+                self.sent_tickets.append(ticket)
         return news
 
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        """Take news until ``condition`` holds; the deadline is for all of it, for a link may fail again and again."""
+        deadline_s = time.monotonic() + DEADLINE_S
+        while not condition():
+            assert time.monotonic() < deadline_s, f"still waiting; down so far: {self.down[-3:]}"
+            self.next()
+
     def wait_up(self) -> Self:
-        while not isinstance(self.next(), LinkUp):
-            pass
+        former_count = self.up_count
+        self.wait_until(lambda: self.up_count > former_count)
         return self
 
     def wait_down(self) -> str:
-        while not isinstance(news := self.next(), LinkDown):
-            pass
-        return news.reason
+        former_count = len(self.down)
+        self.wait_until(lambda: len(self.down) > former_count)
+        return self.down[-1].reason
 
     def wait_for_payload(self, payload: bytes) -> None:
-        while not any(message.payload == payload for message in self.heard):
-            self.next()
+        self.wait_until(lambda: any(message.payload == payload for message in self.heard))
 
     def wait_sent(self, count: int) -> None:
-        while len(self.sent_tickets) < count:
-            self.next()
+        self.wait_until(lambda: len(self.sent_tickets) >= count)
 
     def drain(self) -> None:
         while not self.news.empty():

@@ -1,12 +1,15 @@
 """The link against a broker that a script plays: what a real one does rarely, or never on purpose."""
 
 import socket
+import ssl
+from pathlib import Path
 
 import pytest
 
 from federated_core.adapters.link import LinkDown, LinkSettings, LinkUp, MessageArrived
 from federated_core.errors import AdapterError, LocalMisuseError
 from tests.adapters import mqtt_packets as mqtt
+from tests.adapters.certificates import self_signed
 from tests.adapters.listener import Listener
 from tests.adapters.scripted_broker import ScriptedBroker
 
@@ -166,6 +169,22 @@ def test_a_closed_port_is_told_in_words() -> None:
     with Listener(settings(port)) as listener:
         assert listener.wait_down().startswith(f"no connection to 127.0.0.1:{port}: ")
         assert listener.wait_down().startswith(f"no connection to 127.0.0.1:{port}: ")
+
+
+def test_packets_that_came_in_one_tls_record_are_all_read_at_once(tmp_path: Path) -> None:
+    certificate, key = self_signed(tmp_path / "tls", "127.0.0.1")
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(certificate, key)
+    with (
+        ScriptedBroker() as broker,
+        Listener(settings(broker.port, ca_pem=certificate.read_text(), keepalive_s=600)) as listener,
+    ):
+        peer = broker.accept()
+        peer.socket = tls.wrap_socket(peer.socket, server_side=True)
+        peer.welcome()
+        listener.wait_up()
+        peer.send(b"".join(mqtt.publish(DOWN.encode(), b"%d" % index) for index in range(5)))
+        listener.wait_until(lambda: len(listener.heard) == 5)
 
 
 def test_closing_says_goodbye_and_ends_the_news() -> None:

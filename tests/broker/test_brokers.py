@@ -32,8 +32,7 @@ def test_200_chunks_of_64_kib_arrive(operator: Operator) -> None:
     ear, mouth = operator.connect(aggregator), operator.connect(device)
     for index in range(200):
         mouth.link.send(A_UP, index.to_bytes(2, "big") + bytes(65534))
-    while len(ear.heard) < 200:
-        ear.next()
+    ear.wait_until(lambda: len(ear.heard) >= 200)
     assert [int.from_bytes(message.payload[:2], "big") for message in ear.heard] == list(range(200))
     assert ear.link.received_bytes == mouth.link.sent_bytes == 200 * 65536
 

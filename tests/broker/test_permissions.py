@@ -75,8 +75,7 @@ def heard_of_every_topic(mouth: Listener, ear: Listener, expected: set[str]) -> 
         mouth.link.send(topic, b"?")
     for topic in sorted(expected):
         mouth.link.send(topic, LAST)
-    while {message.topic for message in ear.heard if message.payload == LAST} < expected:
-        ear.next()
+    ear.wait_until(lambda: {message.topic for message in ear.heard if message.payload == LAST} >= expected)
     return {message.topic for message in ear.heard if message.payload == b"?"}
 
 
@@ -87,8 +86,7 @@ def test_a_device_hears_the_level_above_a_multicast_too(operator: Operator) -> N
     expected = {f"fallow/v1/{FLEET}/t", TASK, f"{TASK}/part"}
     for topic in expected:
         mouth.link.send(topic, LAST)
-    while {message.topic for message in ear.heard} < expected:
-        ear.next()
+    ear.wait_until(lambda: {message.topic for message in ear.heard} >= expected)
 
 
 def test_a_user_without_rights_says_and_hears_nothing(operator: Operator) -> None:
