@@ -2,15 +2,13 @@
 
 A topic ``a/b`` is the subject ``a.b``, and permissions are written on subjects; a directory takes no topic with dots,
 which would be rewritten. The server's own protocol listens on a random loopback port, because it cannot be switched
-off, but every user is limited to MQTT. A killed server loses nothing that it acknowledged (measured), so it is killed
-when we die.
+off, but every user is limited to MQTT.
 """
 
 import json
 import platform
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -76,7 +74,7 @@ class EmbeddedNats:
         configuration = self._folder / "nats.conf"
         write_atomically(configuration, self._configuration().encode())
         self._write_users()
-        child = ChildProcess((str(program), "-c", str(configuration)), death_signal=signal.SIGKILL)
+        child = ChildProcess((str(program), "-c", str(configuration)))
         try:
             child.wait_for("Server is ready", since=0, timeout_s=self._timeout_s)
         except AdapterError:

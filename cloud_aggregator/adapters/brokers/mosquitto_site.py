@@ -179,8 +179,7 @@ class MosquittoChild:
         configuration = self._folder / "mosquitto.conf"
         write_atomically(configuration, self._configuration().encode())
         password = self._site.write_files()
-        # SIGTERM: unlike nats-server, it has up to 5 s of sessions that are not on disk yet.
-        child = ChildProcess((program, "-c", str(configuration)), death_signal=signal.SIGTERM)
+        child = ChildProcess((program, "-c", str(configuration)))
         try:
             child.wait_for(r"mosquitto version \S+ running", since=0, timeout_s=self._timeout_s)
             # It says so before its loop runs, and forgets a signal that comes between.
