@@ -2,9 +2,11 @@
 
 On Linux it dies with us (PR_SET_PDEATHSIG), also when we are killed with -9: an orphan would keep the port and the data
 folder from the next aggregator. It is killed, for mosquitto forgets a SIGTERM that comes while it starts: nats-server
-loses nothing of what it acknowledged, mosquitto up to 5 s, and nothing of ours relies on either. The signal is set by a few lines of Python that then become the broker, not by a
-``preexec_fn``, which may deadlock in a process with threads. Linux sends it when the *thread* that started the child
-ends, so the thread that reads the child's log starts it, and lives exactly as long as it does.
+loses nothing of what it acknowledged, mosquitto up to 5 s, and nothing of ours relies on either.
+
+The signal is set by a few lines of Python that then become the broker, not by a ``preexec_fn``, which may deadlock in a
+process with threads. Linux sends it when the *thread* that started the child ends, so the thread that reads the child's
+log starts it, and lives exactly as long as it does.
 """
 
 import logging
