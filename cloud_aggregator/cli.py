@@ -1,5 +1,6 @@
 """The command ``cloud-aggregator``."""
 
+import contextlib
 import json
 import logging
 import os
@@ -58,7 +59,7 @@ def init(state: State = DEFAULT_STATE, fleet: Annotated[str, typer.Option(help="
 @app.command()
 def serve(
     state: State = DEFAULT_STATE,
-    events: Annotated[bool, typer.Option("--events", help="Print what happens as JSON lines on standard output.")] = False,
+    events: Annotated[Path | None, typer.Option("--events", help="Append what happens to this file, as JSON lines.")] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Log details.")] = False,
 ) -> None:
     """Run the broker and the rounds until it is stopped."""
@@ -69,16 +70,17 @@ def serve(
     )
     logging.getLogger("alembic").setLevel(logging.WARNING)
 
-    def announce(event: Event) -> None:
-        if events:
-            print(msgspec.json.encode(event).decode(), flush=True)
-
     def ready(endpoint: Endpoint) -> None:
         print(f"devices connect to {endpoint.host}:{endpoint.port}", file=sys.stderr, flush=True)
-        if events:
-            print(msgspec.json.encode({"kind": "ready", "host": endpoint.host, "port": endpoint.port}).decode(), flush=True)
 
-    run(state, load_settings(state), announce, ready)
+    with contextlib.ExitStack() as stack:
+        stream = None if events is None else stack.enter_context(events.open("ab", buffering=0))
+
+        def announce(event: Event) -> None:
+            if stream is not None:
+                stream.write(msgspec.json.encode(event) + b"\n")
+
+        run(state, load_settings(state), announce, ready)
 
 
 @app.command()

@@ -29,7 +29,7 @@ class Recipe(msgspec.Struct, frozen=True):
 
     model: ModelSettings
     task: TaskSettings
-    store: Annotated[dict[str, float], Meta(max_length=16)] = {}
+    store: Annotated[dict[str, int | float], Meta(max_length=16)] = {}
 
 
 def load_recipe(path: Path, **round_settings: Any) -> Recipe:

@@ -119,11 +119,16 @@ TaskAction = OpenRound | FlushCheckpoint | AbortRound
 Transition = tuple[TaskState, tuple[TaskAction, ...]]
 
 
+def learning_rate_after(settings: TaskSettings, trained_count: int) -> float:
+    """Return the devices' learning rate after ``trained_count`` rounds."""
+    return settings.plan.learning_rate * settings.learning_rate_decay**trained_count
+
+
 def open_next(state: TaskState, settings: TaskSettings) -> tuple[TaskAction, ...]:
     """Return what opens the round that ``state`` is in."""
     match state:
         case Training(round_number, trained_count):
-            rate = settings.plan.learning_rate * settings.learning_rate_decay**trained_count
+            rate = learning_rate_after(settings, trained_count)
             return (OpenRound(round_number, "train", rate, _backoff_s(state.abandoned_count)),)
         case Evaluating(round_number):
             return (OpenRound(round_number, "evaluate", 0.0, _backoff_s(state.abandoned_count)),)

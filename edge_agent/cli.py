@@ -43,7 +43,9 @@ def _make_parser() -> argparse.ArgumentParser:
     enroll = add("enroll", _enroll, "join a fleet with a token from its operator")
     enroll.add_argument("--token", required=True, help="the token, or @FILE that holds it")
     enroll.add_argument("--timeout", type=float, default=60.0, help="seconds to wait for an answer (default: %(default)s)")
-    add("run", _run, "take part: check in while eligible, train, report; until it is stopped")
+    run = add("run", _run, "take part: check in while eligible, train, report; until it is stopped")
+    run.add_argument("--token", help="enroll first, if that was not done yet: the token, or @FILE that holds it")
+    run.add_argument("--timeout", type=float, default=60.0, help="seconds to wait for enrollment (default: %(default)s)")
     status = add("status", _status, "show what this agent is, holds and does")
     status.add_argument("--json", action="store_true", help="as JSON")
     data = add("import", _import, "add labelled examples from an .npz file with arrays x, y and time_s")
@@ -55,7 +57,10 @@ def _make_parser() -> argparse.ArgumentParser:
 def _enroll(options: argparse.Namespace) -> int:
     from edge_agent.enroll import enroll
 
-    text = Path(options.token[1:]).read_text() if options.token.startswith("@") else options.token
+    try:
+        text = Path(options.token[1:]).read_text() if options.token.startswith("@") else options.token
+    except OSError as error:
+        raise LocalMisuseError(f"{options.token[1:]}: cannot be read ({error.strerror})") from error
     identity = enroll(options.state, text, options.timeout, lambda trouble: print(trouble, file=sys.stderr))
     assert identity.grant is not None
     print(f"enrolled as {identity.grant.device} in fleet {identity.grant.fleet}")
@@ -76,6 +81,8 @@ def _run(options: argparse.Namespace) -> int:
     from federated_core.protocol import topics
 
     folder: Path = options.state
+    if options.token is not None:
+        _enroll(options)
     settings = load_settings(folder)
     identity = load_identity(folder)
     if identity is None or identity.grant is None:
@@ -140,3 +147,7 @@ def _import(options: argparse.Namespace) -> int:
         kinds = ", ".join(f"{count} {partition}" for partition, count in sorted(counts.items()))
         print(f"{new_count} new examples; the store holds {kinds or 'none'}")
     return EXIT_OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

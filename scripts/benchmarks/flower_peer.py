@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from scripts.benchmarks.process_groups import MIB, ProcessGroups
+from scripts.process_groups import MIB, ProcessGroups
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = ROOT / ".venv-bench-flower"

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-MARK = "FALLOW_BENCH_GROUP"
+MARK = "FALLOW_PROCESS_GROUP"
 PAGE_BYTES = resource.getpagesize()
 MIB = 2**20
 PATIENCE_S = 5.0
@@ -36,7 +36,7 @@ class ProcessGroups:
         self._limit_bytes = limit_bytes
         self._address_space_bytes = process_address_space_bytes
         self._interval_s = interval_s
-        self._started: list[subprocess.Popen[bytes]] = []
+        self._started: list[tuple[str, subprocess.Popen[bytes]]] = []
         self._left = threading.Event()
         self._sampler = threading.Thread(target=self._sample, name="process-groups", daemon=True)
         self._excess = ""
@@ -66,7 +66,7 @@ class ProcessGroups:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        self._started.append(process)
+        self._started.append((group, process))
         resource.prlimit(process.pid, resource.RLIMIT_AS, (self._address_space_bytes, self._address_space_bytes))
         return process
 
@@ -91,6 +91,11 @@ class ProcessGroups:
         """Return what the processes of each group hold in memory now; pages that processes share count in each."""
         return {group: sum(map(_resident_bytes, ids)) for group, ids in self.members().items()}
 
+    def ended(self) -> dict[str, int]:
+        """Return the exit codes of the processes that were started and have ended, by group."""
+        codes = {group: process.poll() for group, process in self._started}
+        return {group: code for group, code in codes.items() if code is not None}
+
     def check(self) -> None:
         """Raise MemoryLimitExceededError if the limit was passed."""
         if self.limit_passed.is_set():
@@ -103,7 +108,7 @@ class ProcessGroups:
         try:
             if not self._ended(signal.SIGTERM) and not self._ended(signal.SIGKILL):
                 raise RuntimeError(f"processes outlived SIGKILL for {PATIENCE_S:.0f} s: {self.members()}")
-            for process in self._started:
+            for _, process in self._started:
                 process.wait()
         finally:
             if in_main_thread:
