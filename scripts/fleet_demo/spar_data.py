@@ -12,8 +12,6 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent.adapters.example_store import assign_partitions
-from edge_agent.config import StoreSettings
 from federated_core.adapters.atomic_file import write_atomically
 from federated_core.errors import LocalMisuseError
 from scripts.fleet_demo.spar_recordings import Recording
@@ -89,12 +87,6 @@ def write_examples(path: Path, examples: Examples) -> None:
     file = io.BytesIO()
     np.savez(file, x=examples.x, y=examples.y, time_s=examples.time_s)
     write_atomically(path, file.getvalue())
-
-
-def training_part(examples: Examples, settings: StoreSettings) -> Examples:
-    """Return what a device's store gives to training, in its order: the same examples that the agent trains on."""
-    chosen = np.array([partition == "train" for partition in assign_partitions(examples.time_s, settings)], np.bool_)
-    return Examples(examples.x[chosen], examples.y[chosen], examples.time_s[chosen])
 
 
 def together(parts: Sequence[Examples]) -> Examples:

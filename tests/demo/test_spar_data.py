@@ -3,8 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge_agent.adapters.example_store import ExampleStore, read_examples_file
-from edge_agent.config import StoreSettings
+from edge_agent.adapters.example_store import read_examples_file
 from federated_core.errors import LocalMisuseError
 from scripts.fleet_demo.spar_data import (
     HELD_OUT_PAIRS,
@@ -17,7 +16,6 @@ from scripts.fleet_demo.spar_data import (
     Examples,
     FleetData,
     build_fleet,
-    training_part,
     write_examples,
 )
 from scripts.fleet_demo.spar_recordings import Recording
@@ -119,15 +117,3 @@ def test_a_device_imports_the_file_that_the_demo_writes(tmp_path: Path, fleet: F
     assert np.array_equal(x, own.x)
     assert y.tolist() == own.y.tolist()
     assert time_s.tolist() == own.time_s.tolist()
-
-
-def test_the_training_part_is_what_a_device_would_train_on(tmp_path: Path, fleet: FleetData) -> None:
-    own = fleet.devices[0].own
-    settings = StoreSettings(block_s=8, holdout_every=4, gap_s=2)
-    store = ExampleStore(tmp_path / "examples.db")
-    store.add(own.x, own.y, own.time_s, settings)
-    x, y = store.load("train", 10_000)
-    part = training_part(own, settings)
-    assert 0 < len(part.y) < len(own.y)
-    assert np.array_equal(part.x, x)
-    assert part.y.tolist() == y.tolist()
