@@ -183,15 +183,15 @@ def worst_error(
         return sum(float(np.sum(outputs[name] * seeds[value.name].astype(np.float64))) for name, value in built.seeds)
 
     worst = 0.0
-    if not any(array.size for array in seeds.values()):
-        return worst
     for name in wanted:
+        gradient = computed[built.gradients[name]] if name in built.gradients else np.zeros(feeds[name].shape)
+        assert gradient.shape == feeds[name].shape, f"{name}: {gradient.shape} is not {feeds[name].shape}"
+        if not gradient.size:
+            continue
         direction = rng.normal(size=feeds[name].shape)
         ahead = total({**precise, name: precise[name] + width * direction})
         behind = total({**precise, name: precise[name] - width * direction})
         expected = (ahead - behind) / (2 * width)
-        gradient = computed[built.gradients[name]] if name in built.gradients else np.zeros(feeds[name].shape)
-        assert gradient.shape == feeds[name].shape, f"{name}: {gradient.shape} is not {feeds[name].shape}"
         found = float(np.sum(gradient.astype(np.float64) * direction))
         scale = max(abs(expected), float(np.linalg.norm(gradient)), 1e-3)
         error = abs(found - expected) / scale

@@ -56,6 +56,27 @@ NODES: Mapping[str, tuple[str, list[tuple[int, ...]], dict[str, Any]]] = {
 }
 
 
+RECURRENT: Mapping[str, tuple[str, dict[str, Any], bool]] = {
+    "GRU": ("GRU", {}, False),
+    "GRU as PyTorch writes it": ("GRU", {"linear_before_reset": 1}, True),
+    "reverse GRU": ("GRU", {"direction": "reverse"}, True),
+    "bidirectional GRU": ("GRU", {"direction": "bidirectional", "linear_before_reset": 1}, True),
+    "LSTM": ("LSTM", {}, False),
+    "LSTM with states": ("LSTM", {}, True),
+    "bidirectional LSTM": ("LSTM", {"direction": "bidirectional"}, True),
+    "RNN": ("RNN", {}, True),
+    "bidirectional RNN": ("RNN", {"direction": "bidirectional"}, False),
+}
+EINSUMS: Mapping[str, tuple[str, list[tuple[int, ...]]]] = {
+    "matrix product": ("ij,jk->ik", [(2, 3), (3, 4)]),
+    "implicit result": ("ij,jk", [(2, 3), (3, 4)]),
+    "sum over an axis of one operand": ("ij,k->k", [(2, 3), (4,)]),
+    "batches as dots": ("...ij,...jk->...ik", [(2, 3, 4), (2, 4, 5)]),
+    "three operands": ("bi,ij,bj->b", [(2, 3), (3, 4), (2, 4)]),
+    "transpose": ("ijk->kji", [(2, 3, 4)]),
+}
+
+
 def values(shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[np.float32]:
     """Draw values away from zero, so that no kink is near."""
     return (np.sign(rng.normal(size=shape)) * rng.uniform(0.3, 1.5, size=shape)).astype(np.float32)
@@ -90,6 +111,50 @@ def test_convolutions_of_every_kind_have_the_gradient_of_central_differences(nam
 @pytest.mark.parametrize("name", NODES)
 def test_nodes_have_the_gradient_of_central_differences(name: str) -> None:
     check(*NODES[name])
+
+
+@pytest.mark.parametrize("name", EINSUMS)
+def test_sums_of_products_have_the_gradient_of_central_differences(name: str) -> None:
+    equation, shapes = EINSUMS[name]
+    check("Einsum", shapes, {"equation": equation})
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_recurrent_layers_have_the_gradient_of_central_differences(name: str) -> None:
+    op, attributes, with_states = RECURRENT[name]
+    directions = 2 if attributes.get("direction") == "bidirectional" else 1
+    rows = {"GRU": 3, "LSTM": 4, "RNN": 1}[op] * 5
+    shapes: dict[str, list[int | str]] = {
+        "x": ["time", "batch", 4], "w": [directions, rows, 4], "r": [directions, rows, 5], "b": [directions, 2 * rows]
+    }  # fmt: skip
+    outputs = ["y"]
+    inputs = list(shapes)
+    if with_states:
+        states = ["h0", "c0"] if op == "LSTM" else ["h0"]
+        shapes |= {state: [directions, "batch", 5] for state in states}
+        inputs += ["", *states]
+        outputs += ["last_h", "last_c"][: len(states)]
+    node = helper.make_node(op, inputs, outputs, hidden_size=5, **attributes)
+    model = onnx.load_model_from_string(onnx_model([node], shapes, {name: [] for name in outputs}, {}))
+    for output in model.graph.output:
+        output.type.tensor_type.ClearField("shape")
+    rng = np.random.default_rng(6)
+    sizes = {"time": 6, "batch": 3}
+    feeds = {
+        name: (rng.normal(size=[sizes[dim] if isinstance(dim, str) else dim for dim in shape]) * 0.5).astype(np.float32)
+        for name, shape in shapes.items()
+    }
+    assert worst_error(import_onnx(model.SerializeToString()), feeds, list(feeds), rng) < TOLERANCE
+
+
+def test_a_scans_graph_does_not_grow_with_the_length_of_the_sequence() -> None:
+    def node_count(length: int) -> int:
+        shapes: dict[str, list[int | str]] = {"x": [length, 1, 4], "w": [1, 15, 4], "r": [1, 15, 5]}
+        node = helper.make_node("GRU", list(shapes), ["y"], hidden_size=5)
+        model = import_onnx(onnx_model([node], shapes, {"y": [length, 1, 1, 5]}, {}))
+        return len(gradient_graph(model, ["w", "r"]).graph.nodes)
+
+    assert node_count(4) == node_count(400)
 
 
 def test_every_rule_is_of_an_operator_that_a_device_runs() -> None:

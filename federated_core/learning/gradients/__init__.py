@@ -16,7 +16,9 @@ from federated_core.learning.gradients import (
     linear,
     normalization,
     pooling,
+    recurrent,
     reductions,
+    resizing,
     shaping,
 )
 from federated_core.learning.gradients.application import Application, Rule
@@ -32,6 +34,8 @@ GRADIENTS: Final[Mapping[str, Rule]] = {
     **indexing.RULES,
     **reductions.RULES,
     **normalization.RULES,
+    **recurrent.RULES,
+    **resizing.RULES,
 }
 """The gradient rule of each operator."""
 

@@ -5,7 +5,7 @@ shape; its operators append nodes. A dimension that is a word is free, and two e
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from federated_core.errors import LocalMisuseError, UntrainableModelError
-from federated_core.learning.graph import Attribute, DType, Node, Shape, Tensor, Value, product
+from federated_core.learning.graph import Attribute, DType, Graph, Node, Shape, Tensor, Value, product
 
 _RANDOM: Final = frozenset({"Dropout"})
 _KEY = msgspec.msgpack.Encoder(order="deterministic")
@@ -25,9 +25,16 @@ class Builder:
     """Nodes and constants under fresh names, on top of the nodes of a forward graph."""
 
     def __init__(
-        self, types: Mapping[str, Value], constants: Mapping[str, Tensor], nodes: Iterable[Node], opset: int
+        self,
+        types: Mapping[str, Value],
+        constants: Mapping[str, Tensor],
+        nodes: Iterable[Node],
+        opset: int,
+        *,
+        prefix: str = "",
     ) -> None:
         self.opset = opset
+        self._prefix = prefix
         self.constants = dict(constants)
         self._types = dict(types)
         self._nodes = list(nodes)
@@ -52,7 +59,7 @@ class Builder:
         while True:
             count = self._counts.get(stem, 0)
             self._counts[stem] = count + 1
-            name = f"{stem}/{count}"
+            name = f"{self._prefix}{stem}/{count}"
             if name not in self._taken:
                 self._taken.add(name)
                 return name
@@ -169,6 +176,46 @@ class Builder:
         if like is None:
             raise LocalMisuseError(f"the shape {shape} has free dimensions and nothing to read them from")
         return self.apply("Shape", like, shape=(len(shape),), dtype=type_of_index)
+
+    def scan(
+        self,
+        states: Sequence["Expr"],
+        sequences: Sequence["Expr"],
+        step: "Callable[[list[Expr], list[Expr]], tuple[list[Expr], list[Expr]]]",
+        *,
+        backwards: bool = False,
+    ) -> tuple[list["Expr"], list["Expr"]]:
+        """Repeat ``step`` over the first axis of ``sequences``; return the last states and what each step gave.
+
+        ``step`` turns states and one item of each sequence into new states and results, with the builder that these
+        belong to; a weight from outside may be read, as the second factor.
+        """
+        prefix = self.fresh("body") + "/"
+        inside = Builder({}, {}, (), self.opset, prefix=prefix)
+        old = [
+            inside.declare(Value(f"{prefix}state/{place}", item.dtype, item.shape)) for place, item in enumerate(states)
+        ]
+        items = [
+            inside.declare(Value(f"{prefix}item/{place}", item.dtype, item.shape[1:]))
+            for place, item in enumerate(sequences)
+        ]
+        new, results = step(old, items)
+        closing = [*new, *results]
+        outputs = tuple(Value(item.name, item.dtype, item.shape) for item in closing)
+        inputs = tuple(Value(item.name, item.dtype, item.shape) for item in (*old, *items))
+        body = Graph("step", self.opset, inputs, outputs, inside.constants, inside.nodes)
+        attributes: dict[str, Attribute] = {"body": body, "num_scan_inputs": len(sequences)}
+        if backwards:
+            attributes["scan_input_directions"] = (1,) * len(sequences)
+            attributes["scan_output_directions"] = (1,) * len(results)
+        names = self.emit("Scan", [*states, *sequences], len(closing), attributes)
+        last = [Expr(self, name, item.dtype, item.shape) for name, item in zip(names, states, strict=False)]
+        length = sequences[0].shape[0]
+        stacked = [
+            Expr(self, name, item.dtype, (length, *item.shape))
+            for name, item in zip(names[len(states) :], results, strict=True)
+        ]
+        return last, stacked
 
     def matmul_2d(self, a: "Expr", b: "Expr", *, transpose_a: bool = False, transpose_b: bool = False) -> "Expr":
         """Multiply two matrices, either one transposed."""

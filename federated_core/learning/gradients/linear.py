@@ -70,5 +70,48 @@ def _swapped(x: Expr) -> Expr:
     return x.transpose([*range(x.rank - 2), x.rank - 1, x.rank - 2])
 
 
-RULES: Final[Mapping[str, Rule]] = {"Gemm": gemm, "MatMul": matmul}
+def einsum(at: Application) -> Gradients:
+    """Differentiate y = a sum of products by letters: exchange the operand's letters with the output's."""
+    terms, result = _letters(at)
+    gradients: list[Expr | None] = []
+    for slot, term in enumerate(terms):
+        if not at.wants(slot):
+            gradients.append(None)
+            continue
+        if len(set(term)) != len(term):
+            raise at.refusal(f"the diagonal '{term}' is not supported")
+        others = [(other, at.input(place)) for place, other in enumerate(terms) if place != slot]
+        known = set(result).union(*(other for other, _ in others))
+        kept = "".join(letter for letter in term if letter in known)
+        target = at.input(slot)
+        sizes = dict(zip(term, target.shape, strict=True))
+        equation = ",".join([result, *(other for other, _ in others)]) + "->" + kept
+        shape = tuple(sizes[letter] for letter in kept)
+        found = at.builder.apply("Einsum", at.g, *(value for _, value in others), shape=shape, equation=equation)
+        lost = [place for place, letter in enumerate(term) if letter not in known]
+        if lost:  # What only this operand had was added up: it comes back by broadcasting.
+            wide = tuple(1 if letter not in known else sizes[letter] for letter in term)
+            found = at.builder.apply("Unsqueeze", found, at.builder.integers(lost), shape=wide)
+            found = found.expand(target.shape, target)
+        gradients.append(found)
+    return gradients
+
+
+def _letters(at: Application) -> tuple[list[str], str]:
+    """Return the letters of operands and result, with the dots written out."""
+    equation = at.word("equation", "").replace(" ", "")
+    left, arrow, result = equation.partition("->")
+    terms = left.split(",")
+    if not arrow:
+        counts = {letter: left.count(letter) for letter in left if letter.isalpha()}
+        result = "..." * ("..." in left) + "".join(sorted(letter for letter, count in counts.items() if count == 1))
+    spare = [letter for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ" if letter not in equation]
+    hidden = [at.input(slot).rank - len(term.replace("...", "")) for slot, term in enumerate(terms) if "..." in term]
+    dots = "".join(spare[: max(hidden, default=0)])
+    if any(count != len(dots) for count in hidden):
+        raise at.refusal("dots that stand for different numbers of axes are not supported")
+    return [term.replace("...", dots) for term in terms], result.replace("...", dots)
+
+
+RULES: Final[Mapping[str, Rule]] = {"Einsum": einsum, "Gemm": gemm, "MatMul": matmul}
 """Rules by operator."""
