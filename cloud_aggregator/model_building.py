@@ -13,9 +13,9 @@ from federated_core.learning.bundle import Bundle, Description, Fit, digests_of,
 from federated_core.learning.gradients import active_names
 from federated_core.learning.graph import Graph, Node, TypedGraph, encode_graph
 from federated_core.learning.onnx_graph import emit_onnx, import_onnx, parse_onnx
-from federated_core.learning.optimizers import Optimizer
 from federated_core.learning.parameters import Layout, ParameterSpec, Role
-from federated_core.learning.training_graph import LABEL, UPDATED, evaluation_graph, inference_graph, training_graph
+from federated_core.learning.step_interface import LABEL, UPDATED, Optimizer
+from federated_core.learning.training_graph import evaluation_graph, inference_graph, training_graph
 
 WEIGHT_SLOTS: Final[Mapping[str, tuple[int, ...]]] = {
     "BatchNormalization": (1, 2),

@@ -113,7 +113,9 @@ def _run(options: argparse.Namespace) -> int:
         link=link,
         journal=journal,
         blobs=BlobStore(folder, open_max=32),
-        trainer=TrainerProcess(inbox.put, settings.trainer.command or DEFAULT_COMMAND),
+        trainer=TrainerProcess(
+            inbox.put, settings.trainer.command or DEFAULT_COMMAND, settings.trainer.thread_count
+        ),
         sensors=Sensors(folder, settings.eligibility),
     )
     try:

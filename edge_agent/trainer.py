@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from edge_agent import work
 from edge_agent.adapters.example_store import ExampleStore
+from edge_agent.adapters.trainer_process import THREADS_VARIABLE
 from edge_agent.held_model import HeldModel
 from federated_core.adapters.atomic_file import write_atomically
 from federated_core.engines.engine import EvaluationSession, TrainingSession
@@ -166,7 +167,7 @@ def main() -> int:
     _be_polite()
     out = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # What a library prints must not end up among our messages.
-    trainer = Trainer(out, thread_count=int(os.environ.get("FALLOW_TRAINER_THREADS", "1")))
+    trainer = Trainer(out, thread_count=int(os.environ.get(THREADS_VARIABLE, "1")))
     pieces: queue.SimpleQueue[work.Work] = queue.SimpleQueue()
 
     def listen() -> None:

@@ -1,6 +1,7 @@
 """The trainer as a child process: started when there is work, kept while rounds follow each other, ended to free memory."""
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import msgspec
 from edge_agent import work
 from federated_core.errors import AdapterError
 
+THREADS_VARIABLE = "FALLOW_TRAINER_THREADS"
 DEFAULT_COMMAND = (sys.executable, "-m", "edge_agent.trainer")
 
 
@@ -34,9 +36,14 @@ TrainerNews = TrainerSaid | TrainerExited
 class TrainerProcess:
     """At most one child. News come from a reader thread and must only be enqueued."""
 
-    def __init__(self, news: Callable[[TrainerNews], None], command: Sequence[str] = DEFAULT_COMMAND) -> None:
+    def __init__(
+        self, news: Callable[[TrainerNews], None], command: Sequence[str] = DEFAULT_COMMAND, thread_count: int = 1
+    ) -> None:
         self._news = news
         self._command = tuple(command)
+        # Numerical libraries reserve memory for as many threads as the board has, unless they are told.
+        counts = {name: str(thread_count) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", THREADS_VARIABLE)}
+        self._environment = {**os.environ, **counts, "MALLOC_ARENA_MAX": "1"}
         self._child: subprocess.Popen[bytes] | None = None
         self._is_stopping = False
 
@@ -89,7 +96,7 @@ class TrainerProcess:
 
     def _spawn(self) -> None:
         try:
-            child = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            child = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=self._environment)
         except OSError as error:
             raise AdapterError(f"trainer: cannot start {self._command[0]}: {error.strerror or error}") from error
         self._child = child

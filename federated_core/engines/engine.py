@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from federated_core.errors import LocalMisuseError
 from federated_core.learning.bundle import Bundle
 from federated_core.learning.graph import Graph, Value
-from federated_core.learning.optimizers import ANCHOR, SLOT
 from federated_core.learning.parameters import Layout
+from federated_core.learning.step_interface import ANCHOR, SLOT
 
 
 class Evaluation(NamedTuple):

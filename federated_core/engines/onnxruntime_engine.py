@@ -22,7 +22,7 @@ from federated_core.engines.engine import (
 from federated_core.errors import AdapterError, LocalMisuseError
 from federated_core.learning.bundle import Bundle
 from federated_core.learning.graph import Graph
-from federated_core.learning.training_graph import CORRECT_COUNT, LABEL, LEARNING_RATE, LOSS, LOSS_SUM, UPDATED
+from federated_core.learning.step_interface import CORRECT_COUNT, LABEL, LEARNING_RATE, LOSS, LOSS_SUM, UPDATED
 
 
 class OnnxruntimeEngine:

@@ -5,24 +5,34 @@ names every file's digest. A bundle is code: the caller checks the model key's s
 """
 
 import hashlib
+import struct
+import zlib
 from collections.abc import Mapping
 from typing import Annotated, Final, Literal
 
 import msgspec
-import zstandard
 
 from federated_core.errors import LocalMisuseError, RemoteProtocolError
 from federated_core.learning.graph import DType, Graph, GraphLimits, Shape, Value, decode_graph
-from federated_core.learning.optimizers import Optimizer
 from federated_core.learning.parameters import Layout
-from federated_core.learning.training_graph import CORRECT_COUNT, LABEL, LEARNING_RATE, LOSS, LOSS_SUM, UPDATED
+from federated_core.learning.step_interface import (
+    CORRECT_COUNT,
+    LABEL,
+    LEARNING_RATE,
+    LOSS,
+    LOSS_SUM,
+    UPDATED,
+    Optimizer,
+)
 
 FORMAT_VERSION: Final = 1
 BUNDLE_BYTES_MAX: Final = 256 * 2**20
 UNPACKED_BYTES_MAX: Final = 512 * 2**20
 GRAPHS: Final = ("infer", "train", "evaluate")
 _FILES: Final = frozenset(f"{graph}.{form}" for graph in GRAPHS for form in ("graph", "onnx"))
-_COMPRESSION_LEVEL: Final = 10
+_COMPRESSION_LEVEL: Final = 9
+_MAGIC: Final = b"FWBD"
+_HEADER: Final = struct.Struct("<4sQ")
 
 Digest = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 Word = Annotated[str, msgspec.Meta(max_length=256)]
@@ -81,7 +91,7 @@ def digests_of(files: Mapping[str, bytes]) -> dict[str, bytes]:
 
 
 def encode_bundle(bundle: Bundle) -> bytes:
-    """Pack a bundle: zstd of MessagePack, deterministic.
+    """Pack a bundle: a header with the unpacked size, then deflated MessagePack; deterministic.
 
     Parameters
     ----------
@@ -91,7 +101,7 @@ def encode_bundle(bundle: Bundle) -> bytes:
     Returns
     -------
     bytes
-        The same bytes for the same bundle and the same zstandard.
+        The same bytes for the same bundle and the same zlib.
 
     Raises
     ------
@@ -103,7 +113,7 @@ def encode_bundle(bundle: Bundle) -> bytes:
     except RemoteProtocolError as error:
         raise LocalMisuseError(f"this bundle would be refused: {error}") from error
     packed = _ENCODER.encode((FORMAT_VERSION, bundle))
-    return zstandard.ZstdCompressor(level=_COMPRESSION_LEVEL, write_checksum=True).compress(packed)
+    return _HEADER.pack(_MAGIC, len(packed)) + zlib.compress(packed, _COMPRESSION_LEVEL)
 
 
 def decode_bundle(data: bytes, limits: GraphLimits | None = None) -> Bundle:
@@ -132,27 +142,34 @@ def decode_bundle(data: bytes, limits: GraphLimits | None = None) -> Bundle:
     >>> decode_bundle(b"nonsense")
     Traceback (most recent call last):
         ...
-    federated_core.errors.RemoteProtocolError: $: expected a bundle, got 8 bytes that zstandard does not know
+    federated_core.errors.RemoteProtocolError: $: expected a bundle, got 8 bytes of something else
     """
     if len(data) > BUNDLE_BYTES_MAX:
         raise RemoteProtocolError(f"$: expected a bundle of at most {BUNDLE_BYTES_MAX} bytes, got {len(data)}")
-    try:
-        size = zstandard.get_frame_parameters(data).content_size
-    except zstandard.ZstdError as error:
-        raise RemoteProtocolError(
-            f"$: expected a bundle, got {len(data)} bytes that zstandard does not know"
-        ) from error
+    if len(data) < _HEADER.size or data[: len(_MAGIC)] != _MAGIC:
+        raise RemoteProtocolError(f"$: expected a bundle, got {len(data)} bytes of something else")
+    _, size = _HEADER.unpack_from(data)
     if not 0 < size <= UNPACKED_BYTES_MAX:
         raise RemoteProtocolError(f"$: expected a bundle of at most {UNPACKED_BYTES_MAX} bytes unpacked, got {size}")
     try:
-        packed = zstandard.ZstdDecompressor(max_window_size=2**27).decompress(data, max_output_size=size)
-        version, bundle = _DECODER.decode(packed)
-    except (zstandard.ZstdError, msgspec.MsgspecError, RecursionError, ValueError) as error:
+        version, bundle = _DECODER.decode(_unpack(data[_HEADER.size :], size))
+    except (zlib.error, msgspec.MsgspecError, RecursionError, ValueError) as error:
         raise RemoteProtocolError(f"$: expected a bundle, got {error}") from error
     if version != FORMAT_VERSION:
         raise RemoteProtocolError(f"$[0]: expected bundle version {FORMAT_VERSION}, got {version}")
     _check(bundle, limits or GraphLimits())
     return bundle
+
+
+def _unpack(deflated: bytes, size: int) -> bytes:
+    """Inflate exactly ``size`` bytes; never more is allocated."""
+    inflater = zlib.decompressobj()
+    packed = inflater.decompress(deflated, size)
+    # The stream's end comes with the last byte or right after it: one more byte shows which, and what is too much.
+    rest = b"" if inflater.eof else inflater.decompress(inflater.unconsumed_tail, 1)
+    if len(packed) != size or rest or not inflater.eof or inflater.unused_data:
+        raise ValueError(f"a stream that is not one of {size} bytes")
+    return packed
 
 
 def _check(bundle: Bundle, limits: GraphLimits) -> None:

@@ -5,35 +5,11 @@ more input of the training-step graph and one more output, zero when a session o
 """
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Final, Literal, NamedTuple
-
-import msgspec
+from typing import Final, NamedTuple
 
 from federated_core.learning.gradients.builder import Builder, Expr
 from federated_core.learning.graph import Shape, Value
-
-SLOT: Final = "slot/"
-ANCHOR: Final = "anchor/"
-OptimizerName = Literal["sgd", "momentum", "adam"]
-Fraction = Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)]
-
-
-class Optimizer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The local optimizer of a bundle; the learning rate is an input of the graph."""
-
-    name: OptimizerName = "sgd"
-    momentum: Fraction = 0.9
-    """Share of the velocity that stays from step to step (momentum); Adam's first moment."""
-    second_momentum: Fraction = 0.999
-    """Share of the second moment that stays (Adam)."""
-    epsilon: float = 1e-8
-    """Added to the root of the second moment (Adam)."""
-    weight_decay: float = 0.0
-    """Share of a parameter added to its gradient."""
-    proximal: float = 0.0
-    """Pull towards the parameters that the session was opened with (FedProx's mu)."""
-    clip_norm: float = 0.0
-    """Largest norm of the whole gradient; 0 means no bound."""
+from federated_core.learning.step_interface import ANCHOR, SLOT, Optimizer
 
 
 class Updates(NamedTuple):

@@ -14,14 +14,16 @@ from federated_core.learning.gradients import backpropagate
 from federated_core.learning.gradients.builder import Builder, Expr
 from federated_core.learning.graph import Graph, Node, TypedGraph, Value, prune, topological_order
 from federated_core.learning.losses import Loss, loss_named
-from federated_core.learning.optimizers import Optimizer, emit_updates
-
-LABEL: Final = "label"
-LEARNING_RATE: Final = "learning_rate"
-LOSS: Final = "loss"
-LOSS_SUM: Final = "loss_sum"
-CORRECT_COUNT: Final = "correct_count"
-UPDATED: Final = "updated/"
+from federated_core.learning.optimizers import emit_updates
+from federated_core.learning.step_interface import (
+    CORRECT_COUNT,
+    LABEL,
+    LEARNING_RATE,
+    LOSS,
+    LOSS_SUM,
+    UPDATED,
+    Optimizer,
+)
 
 
 def inference_graph(model: TypedGraph, parameters: Sequence[str]) -> Graph:

@@ -9,7 +9,7 @@ from cloud_aggregator.model_building import build_bundle
 from federated_core.engines.onnxruntime_engine import OnnxruntimeEngine
 from federated_core.errors import AdapterError, LocalMisuseError
 from federated_core.learning.bundle import Bundle, decode_bundle
-from federated_core.learning.optimizers import Optimizer
+from federated_core.learning.step_interface import Optimizer
 from tests.learning.central_differences import run_onnxruntime
 from tests.learning.small_models import gesture_model
 

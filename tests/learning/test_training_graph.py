@@ -6,7 +6,7 @@ from federated_core.errors import LocalMisuseError, UntrainableModelError
 from federated_core.learning.graph import check_graph
 from federated_core.learning.losses import LOSSES, loss_named
 from federated_core.learning.onnx_graph import import_onnx
-from federated_core.learning.optimizers import Optimizer
+from federated_core.learning.step_interface import Optimizer
 from federated_core.learning.training_graph import evaluation_graph, inference_graph, training_graph
 from tests.learning.central_differences import reference_in_float64, run_onnxruntime
 from tests.learning.small_models import gesture_model, perceptron
