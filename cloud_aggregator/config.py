@@ -8,6 +8,7 @@ from msgspec import Meta
 
 from federated_core.configuration import parse_toml, read_settings
 from federated_core.errors import LocalMisuseError
+from federated_core.protocol.messages import Identifier
 
 CONFIG_NAME = "aggregator.toml"
 
@@ -36,7 +37,7 @@ class PacingSettings(msgspec.Struct, frozen=True):
 class AggregatorSettings(msgspec.Struct, frozen=True):
     """All settings of one aggregator."""
 
-    fleet: Annotated[str, Meta(pattern=r"^[a-z0-9_-]{1,48}$")] = "fleet"
+    fleet: Identifier = "fleet"
     database_url: str = ""  # Empty: SQLite beside the settings.
     broker: BrokerSettings = BrokerSettings()
     pacing: PacingSettings = PacingSettings()

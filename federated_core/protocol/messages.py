@@ -12,7 +12,7 @@ from msgspec import Meta
 
 PROTOCOL_VERSION = 1
 
-Identifier = Annotated[str, Meta(pattern=r"^[a-z0-9_-]{1,48}$")]
+Identifier = Annotated[str, Meta(pattern=r"^[a-z0-9_-]{1,48}\Z")]  # Not `$`, which lets a last newline through.
 Digest = Annotated[bytes, Meta(min_length=32, max_length=32)]
 Nonce = Annotated[bytes, Meta(min_length=8, max_length=16)]
 ShortText = Annotated[str, Meta(max_length=120)]
