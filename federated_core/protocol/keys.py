@@ -50,8 +50,14 @@ class SealingKey:
 
 
 def seal(public: bytes, data: bytes, context: bytes) -> bytes:
-    """Encrypt ``data`` so that only the holder of ``public`` can read it, and only under the same ``context``."""
-    return _SUITE.encrypt(data, X25519PublicKey.from_public_bytes(public), info=context)
+    """Encrypt ``data`` so that only the holder of ``public`` can read it, and only under the same ``context``.
+
+    Not every 32 bytes are a key: a point of small order raises RemoteProtocolError, since it came from the other side.
+    """
+    try:
+        return _SUITE.encrypt(data, X25519PublicKey.from_public_bytes(public), info=context)
+    except ValueError as error:
+        raise RemoteProtocolError(f"sealing key: expected an X25519 public key, got {public.hex()[:64]}") from error
 
 
 def update_context(fleet: str, device: str, task: str, round_number: int, base: bytes) -> bytes:
