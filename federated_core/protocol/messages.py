@@ -17,6 +17,7 @@ Digest = Annotated[bytes, Meta(min_length=32, max_length=32)]
 Nonce = Annotated[bytes, Meta(min_length=8, max_length=16)]
 ShortText = Annotated[str, Meta(max_length=120)]
 Count = Annotated[int, Meta(ge=0, le=2**53)]
+ReleaseNumber = Annotated[int, Meta(ge=1, le=2**31)]
 RoundNumber = Annotated[int, Meta(ge=0, le=2**31)]
 Seconds = Annotated[float, Meta(ge=0.0, le=31 * 86_400.0)]
 BlobSize = Annotated[int, Meta(ge=1, le=256 * 1024 * 1024)]
@@ -41,6 +42,26 @@ Verdict = Literal[
 AbandonReason = Literal["became-ineligible", "deadline", "too-few-examples", "fetch-failed", "training-failed", "untrusted"]
 EligibilityCode = Literal["eligible", "eligible-by-waiver"]
 EnrollmentRefusalReason = Literal["unknown-token", "expired-token", "used-up-token", "bad-proof", "conflicting-identity"]
+ReleaseOutcome = Literal["committed", "failed", "refused"]
+ReleaseReason = Literal[
+    "wrong-key",
+    "bad-signature",
+    "malformed",
+    "wrong-fleet",
+    "wrong-family",
+    "not-newer",
+    "expired",
+    "oversized",
+    "truncated",
+    "digest-mismatch",
+    "does-not-load",
+    "interface-changed",
+    "not-finite",
+    "less-accurate",
+    "crashed",
+    "timed-out",
+    "no-room",
+]
 
 
 class RetryWindow(msgspec.Struct, frozen=True):
@@ -226,7 +247,66 @@ class EnrollmentRefusal(msgspec.Struct, frozen=True, tag_field="type", tag="enro
     why: EnrollmentRefusalReason
 
 
-DeviceMessage = CheckIn | Report | Abandonment | ChunkRequest
-AggregatorMessage = Assignment | Rejection | Acknowledgement | Cancellation | ChunksMissing | BlobUnavailable
+class SignedManifest(msgspec.Struct, frozen=True):
+    """A release's manifest as it was signed; its bytes mean nothing before the signature is verified."""
+
+    body: Annotated[bytes, Meta(max_length=4096)]
+    key_id: Annotated[bytes, Meta(min_length=8, max_length=8)]  # First bytes of the signing key's public half.
+    signature: Annotated[bytes, Meta(min_length=64, max_length=64)]
+
+
+class ReleaseConclusion(msgspec.Struct, frozen=True):
+    """What became of the newest release that a device concluded; none of its number or lower is ever tried again."""
+
+    number: ReleaseNumber
+    outcome: ReleaseOutcome
+    reason: ReleaseReason | None = None
+    detail: ShortText = ""
+
+
+class FamilyStatus(msgspec.Struct, frozen=True):
+    """What a device runs of one model family, and what it last concluded; ``running`` 0 means nothing."""
+
+    family: Identifier
+    running: Annotated[int, Meta(ge=0, le=2**31)] = 0
+    checkpoint: Digest | None = None  # Of what runs.
+    concluded: ReleaseConclusion | None = None
+
+
+class ReleaseStatus(msgspec.Struct, frozen=True, tag_field="type", tag="release-status"):
+    """What a device runs; said at each connect and after each conclusion, and repeated until it is acknowledged."""
+
+    status_id: Nonce
+    families: Annotated[tuple[FamilyStatus, ...], Meta(max_length=16)] = ()
+    held: Annotated[tuple[HeldCheckpoint, ...], Meta(max_length=16)] = ()
+    refused: ReleaseConclusion | None = None  # An offer that is not to be trusted, so that its number is no floor.
+
+
+class ReleaseOffer(msgspec.Struct, frozen=True, tag_field="type", tag="release-offer"):
+    """A release for this device, and what it must fetch for it; ``number`` and ``fetch`` are the aggregator's word only."""
+
+    number: ReleaseNumber
+    manifest: SignedManifest
+    fetch: Annotated[tuple[Artifact, ...], Meta(max_length=16)]
+
+
+class ReleaseAnnouncement(msgspec.Struct, frozen=True, tag_field="type", tag="release-announcement"):
+    """There is a release: say what you run, at a moment drawn uniformly from the next ``spread_s`` seconds."""
+
+    number: ReleaseNumber
+    spread_s: Seconds
+
+
+class ReleaseAcknowledgement(msgspec.Struct, frozen=True, tag_field="type", tag="release-acknowledgement"):
+    """A release status is on disk."""
+
+    status_id: Nonce
+
+
+DeviceMessage = CheckIn | Report | Abandonment | ChunkRequest | ReleaseStatus
+ReleaseMessage = ReleaseOffer | ReleaseAnnouncement | ReleaseAcknowledgement
+AggregatorMessage = (
+    Assignment | Rejection | Acknowledgement | Cancellation | ChunksMissing | BlobUnavailable | ReleaseMessage
+)
 EnrollmentAnswer = EnrollmentReply | EnrollmentRefusal
 Message = DeviceMessage | AggregatorMessage | EnrollmentRequest | EnrollmentAnswer
