@@ -283,7 +283,7 @@ def step(state: RoundState, event: RoundEvent) -> Transition:
             return _judge_report(state, device, report)
         case Collecting(), UpdateJudged(device, verdict):
             return _settle(state, device, verdict)
-        case Collecting(), AssignmentGivenBack(device, why) if device in _outstanding(state):
+        case Collecting(), AssignmentGivenBack(device, why) if device in outstanding(state):
             given_back = (*state.given_back, GivenBack(device, why))
             return _close_if_done(_without_announced(msgspec.structs.replace(state, given_back=given_back), device), ())
         case Collecting(), DeadlinePassed():
@@ -327,7 +327,7 @@ def _select(state: Selecting, size: int) -> Transition:
 
 
 def _answer_during_collection(state: Collecting, candidate: Candidate) -> Transition:
-    if candidate.device in _outstanding(state):
+    if candidate.device in outstanding(state):
         return state, (Assign((candidate,)),)  # Its assignment was lost, or it restarted: the same one again.
     return msgspec.structs.replace(state, waiting=_with(state.waiting, candidate)), ()
 
@@ -384,7 +384,7 @@ def _close_if_done(state: Collecting, actions: tuple[RoundAction, ...]) -> Trans
     settings = state.head.settings
     if len(state.accepted) >= settings.goal:
         return _close(state, actions)
-    if _outstanding(state):
+    if outstanding(state):
         return state, actions
     if len(state.accepted) >= settings.report_count_min:
         return _close(state, actions)
@@ -393,20 +393,21 @@ def _close_if_done(state: Collecting, actions: tuple[RoundAction, ...]) -> Trans
 
 
 def _close(state: Collecting, actions: tuple[RoundAction, ...]) -> Transition:
-    outstanding = _outstanding(state)
+    left_out = outstanding(state)
     aggregating = Aggregating(state.head, state.cohort, state.accepted, state.refused, state.given_back, state.waiting)
-    cancel: tuple[RoundAction, ...] = (Cancel(outstanding),) if outstanding else ()
+    cancel: tuple[RoundAction, ...] = (Cancel(left_out),) if left_out else ()
     return aggregating, (*actions, *cancel, Aggregate(state.accepted))
 
 
 def _abandon(state: Collecting, why: str) -> Transition:
     abandoned = Abandoned(state.head, why, state.cohort, state.accepted, state.refused, state.given_back)
-    outstanding = _outstanding(state)
-    cancel: tuple[RoundAction, ...] = (Cancel(outstanding),) if outstanding else ()
+    left_out = outstanding(state)
+    cancel: tuple[RoundAction, ...] = (Cancel(left_out),) if left_out else ()
     return abandoned, (*cancel, Finish(state.waiting))
 
 
-def _outstanding(state: Collecting) -> tuple[str, ...]:
+def outstanding(state: Collecting) -> tuple[str, ...]:
+    """Return the devices of the cohort whose report is still awaited."""
     settled = {accepted.device for accepted in state.accepted}
     settled |= {refused.device for refused in state.refused}
     settled |= {given_back.device for given_back in state.given_back}
