@@ -2,13 +2,17 @@
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 
 class LoadMeter:
     """Cores used by others between two looks: nice time and our own process tree do not count."""
 
-    def __init__(self, root: Path = Path("/"), busy_cores_max: float = 0.25) -> None:
+    def __init__(
+        self, root: Path = Path("/"), busy_cores_max: float = 0.25, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._clock = clock
         self._root = root
         self._busy_cores_max = busy_cores_max
         self._last: tuple[float, float] | None = None
@@ -17,7 +21,7 @@ class LoadMeter:
 
     def look(self, trainer_pid: int | None = None) -> tuple[float | None, float]:
         """Return (busy cores since the last look or None at the first, seconds that others have been idle)."""
-        now_s, used_s = time.monotonic(), self._used_by_others_s(trainer_pid)
+        now_s, used_s = self._clock(), self._used_by_others_s(trainer_pid)
         last, self._last = self._last, (now_s, used_s)
         if last is None or now_s <= last[0]:
             return None, 0.0
