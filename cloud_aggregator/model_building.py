@@ -46,7 +46,7 @@ class BuiltBundle(NamedTuple):
     tensors: dict[str, NDArray[np.float32]]
 
 
-def build_bundle(  # noqa: PLR0913 - each argument is a choice of the person who builds the model.
+def build_bundle(
     onnx_bytes: bytes,
     *,
     name: str,

@@ -16,11 +16,13 @@ from federated_core.errors import LocalMisuseError, RemoteProtocolError
 from federated_core.learning.graph import DType, Graph, GraphLimits, Shape, Value, decode_graph
 from federated_core.learning.parameters import Layout
 from federated_core.learning.step_interface import (
+    ANCHOR,
     CORRECT_COUNT,
     LABEL,
     LEARNING_RATE,
     LOSS,
     LOSS_SUM,
+    SLOT,
     UPDATED,
     Optimizer,
 )
@@ -213,7 +215,7 @@ def _check_names(description: Description) -> None:
 
 def _slots(graph: Graph) -> dict[str, Value]:
     """Return the inputs of a training graph that are the optimizer's own."""
-    return {value.name: value for value in graph.inputs if value.name.startswith(("slot/", "anchor/"))}
+    return {value.name: value for value in graph.inputs if value.name.startswith((SLOT, ANCHOR))}
 
 
 def _check_inputs(name: str, graph: Graph, expected: Mapping[str, Value], more: Mapping[str, Value]) -> None:

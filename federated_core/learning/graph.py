@@ -114,6 +114,11 @@ class GraphLimits(msgspec.Struct, frozen=True):
 
 
 DTYPES: tuple[str, ...] = get_args(DType)
+ONNX_TYPE_CODES: Mapping[str, int] = {
+    "float32": 1, "uint8": 2, "int8": 3, "uint16": 4, "int16": 5, "int32": 6, "int64": 7, "bool": 9, "float16": 10,
+    "float64": 11, "uint32": 12, "uint64": 13,
+}  # fmt: skip
+"""The numbers that a Cast names types by (onnx.TensorProto.DataType)."""
 _DECODER = msgspec.msgpack.Decoder(tuple[int, Graph])
 _ENCODER = msgspec.msgpack.Encoder(order="deterministic")
 

@@ -13,8 +13,9 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
 from federated_core.learning.gradients import active_names, backpropagate
-from federated_core.learning.gradients.builder import ONNX_TYPE_CODES, Builder
+from federated_core.learning.gradients.builder import Builder
 from federated_core.learning.graph import (
+    ONNX_TYPE_CODES,
     Attribute,
     Graph,
     Node,

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from federated_core.errors import LocalMisuseError, UntrainableModelError
-from federated_core.learning.graph import Attribute, DType, Graph, Node, Shape, Tensor, Value, product
+from federated_core.learning.graph import ONNX_TYPE_CODES, Attribute, DType, Graph, Node, Shape, Tensor, Value, product
 
 _RANDOM: Final = frozenset({"Dropout"})
 _KEY = msgspec.msgpack.Encoder(order="deterministic")
@@ -427,10 +427,3 @@ def flattened(shape: Shape) -> int | str:
 
 def _key(op: str, inputs: tuple[str, ...], attributes: Mapping[str, Attribute]) -> bytes:
     return _KEY.encode((op, inputs, attributes))
-
-
-ONNX_TYPE_CODES: Final[Mapping[str, int]] = {
-    "float32": 1, "uint8": 2, "int8": 3, "uint16": 4, "int16": 5, "int32": 6, "int64": 7, "bool": 9, "float16": 10,
-    "float64": 11, "uint32": 12, "uint64": 13,
-}  # fmt: skip
-"""The numbers that a Cast names types by (onnx.TensorProto.DataType)."""
