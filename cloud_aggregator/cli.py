@@ -23,7 +23,12 @@ from federated_core.errors import AdapterError, FallowError, LocalMisuseError
 
 EXIT_MISUSE, EXIT_WORLD = 2, 3
 
-app = typer.Typer(help="Runs a fleet that learns together.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(
+    help="Runs a fleet that learns together.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
 token_app = typer.Typer(help="Invitations with which devices enroll.", no_args_is_help=True)
 task_app = typer.Typer(help="What the fleet learns.", no_args_is_help=True)
 app.add_typer(token_app, name="token")
@@ -46,7 +51,9 @@ def main() -> None:
 
 
 @app.command()
-def init(state: State = DEFAULT_STATE, fleet: Annotated[str, typer.Option(help="Name of the fleet.")] = "fleet") -> None:
+def init(
+    state: State = DEFAULT_STATE, fleet: Annotated[str, typer.Option(help="Name of the fleet.")] = "fleet"
+) -> None:
     """Make the keys and the settings of a new fleet; what exists already is kept."""
     make_keys(state / KEYS_NAME)
     path = state / CONFIG_NAME
@@ -59,14 +66,18 @@ def init(state: State = DEFAULT_STATE, fleet: Annotated[str, typer.Option(help="
 @app.command()
 def serve(
     state: State = DEFAULT_STATE,
-    events: Annotated[Path | None, typer.Option("--events", help="Append what happens to this file, as JSON lines.")] = None,
+    events: Annotated[
+        Path | None, typer.Option("--events", help="Append what happens to this file, as JSON lines.")
+    ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Log details.")] = False,
 ) -> None:
     """Run the broker and the rounds until it is stopped."""
     from cloud_aggregator.serve import serve as run
 
     logging.basicConfig(
-        level=logging.DEBUG if verbose else logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
+        level=logging.DEBUG if verbose else logging.INFO,
+        format="%(asctime)s %(levelname)s %(message)s",
+        stream=sys.stderr,
     )
     logging.getLogger("alembic").setLevel(logging.WARNING)
 
@@ -91,7 +102,10 @@ def status(state: State = DEFAULT_STATE, as_json: Annotated[bool, typer.Option("
         print(json.dumps(report, indent=2))
         return
     console = Console()
-    console.print(f"fleet [bold]{report['fleet']}[/bold]: {len(report['devices'])} devices, {report['protocol_errors']} messages refused")
+    console.print(
+        f"fleet [bold]{report['fleet']}[/bold]: {len(report['devices'])} devices, "
+        f"{report['protocol_errors']} messages refused"
+    )
     for task, rounds in report["tasks"].items():
         table = Table("round", "plan", "phase", "reports", "accuracy", "bytes up", "bytes down", title=f"task {task}")
         for one in rounds:
@@ -157,7 +171,9 @@ def create_task(
     model: Annotated[Path, typer.Option("--model", help="The ONNX file to train.")],
     plan: Annotated[Path, typer.Option("--plan", help="The recipe's plan.toml.")],
     state: State = DEFAULT_STATE,
-    goal: Annotated[int | None, typer.Option(min=1, help="Reports that complete a round, in place of the plan's.")] = None,
+    goal: Annotated[
+        int | None, typer.Option(min=1, help="Reports that complete a round, in place of the plan's.")
+    ] = None,
     rounds_max: Annotated[int | None, typer.Option(min=1, help="Round limit, in place of the plan's.")] = None,
     model_key: Annotated[Path | None, typer.Option(help="The model's private key, if it is kept elsewhere.")] = None,
 ) -> None:

@@ -17,7 +17,8 @@ from cloud_aggregator.adapters.keyring import Keyring
 from cloud_aggregator.adapters.model_registry import ModelRegistry
 from cloud_aggregator.adapters.schema import DeviceRow
 from cloud_aggregator.config import AggregatorSettings
-from cloud_aggregator.task_desk import Office, TaskDesk, resting_window
+from cloud_aggregator.round_desk import Office, resting_window
+from cloud_aggregator.task_desk import TaskDesk
 from cloud_aggregator.traffic import TrafficMeter
 from cloud_aggregator.update_intake import FETCH_TIMER, UpdateIntake
 from federated_core.adapters.blob_store import BlobStore
@@ -186,9 +187,9 @@ class Coordinator:
             case messages.CheckIn():
                 self._receive_check_in(device, message)
             case messages.Report():
-                self._desk_of(message.task).report(device, message)
+                self._desk_of(message.task).rounds.report(device, message)
             case messages.Abandonment():
-                self._desk_of(message.task).give_back(device, message)
+                self._desk_of(message.task).rounds.give_back(device, message)
             case messages.ChunkRequest(digest, indices):
                 self._serve_chunks(device, digest, indices)
 
@@ -213,11 +214,11 @@ class Coordinator:
             is_whole = self._intake.take(device, frame)
         except RemoteProtocolError:
             for desk in self._desks.values():
-                desk.judge_update(device, is_damaged=True)
+                desk.rounds.judge_update(device, is_damaged=True)
             raise
         if is_whole:
             for desk in self._desks.values():
-                desk.judge_update(device)
+                desk.rounds.judge_update(device)
 
     def _ask_for_chunks(self, device: str) -> None:
         requests = self._intake.note_silence(device)
@@ -329,9 +330,7 @@ class Coordinator:
 
     def _carry_out(self, command: commands.Command, actor: str) -> None:
         with self._database.transaction() as tx:
-            tx.record(
-                "command", task=getattr(command, "name", None), actor=actor, command=type(command).__name__
-            )
+            tx.record("command", task=getattr(command, "name", None), actor=actor, command=type(command).__name__)
         self._publish(tx)
         match command:
             case commands.CreateToken(name, secret, uses_max, lifetime_s):

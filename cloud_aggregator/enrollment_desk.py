@@ -25,7 +25,7 @@ class DeviceOnRecord(msgspec.Struct, frozen=True):
 def find_refusal(
     fleet: str, request: EnrollmentRequest, token: TokenOnRecord | None, device: DeviceOnRecord | None, now_s: float
 ) -> EnrollmentRefusalReason | None:
-    """Return why ``request`` is refused, None if it is granted. The same key again is granted again, and costs no use."""
+    """Return why ``request`` is refused, None if it is granted; the same key again is granted again, at no use."""
     if token is None or token.is_revoked:
         return "unknown-token"
     if not enrollment.is_proven(token.secret, fleet, request):

@@ -28,7 +28,7 @@ def round_seed(secret: bytes, task: str, round_number: int) -> bytes:
 
 
 def select_cohort(candidates: Iterable[Candidate], size: int, seed: bytes) -> tuple[Candidate, ...]:
-    """Return ``size`` of ``candidates``: uniform over devices, and independent of the order in which they checked in."""
+    """Return ``size`` of ``candidates``: uniform over devices, whatever the order in which they checked in."""
     return tuple(sorted(candidates, key=lambda candidate: _lot(candidate.device, seed))[:size])
 
 

@@ -175,7 +175,9 @@ class Service:
         try:
             return msgspec.json.decode(path.read_bytes(), type=Endpoint)
         except FileNotFoundError as error:
-            raise LocalMisuseError(f"{path}: not there yet; run: cloud-aggregator serve --state {self._folder}") from error
+            raise LocalMisuseError(
+                f"{path}: not there yet; run: cloud-aggregator serve --state {self._folder}"
+            ) from error
 
     def _read_blob(self, digest: str) -> bytes:
         """Read beside the running aggregator, which owns the store."""

@@ -1,49 +1,24 @@
-"""One task at work: its two machines (task and round), and what their actions mean in messages, files and rows."""
+"""One task at work: what the actions of `task_progress` mean, and what a round leaves behind when it is over."""
 
-import dataclasses
 import hashlib
 import logging
-from collections.abc import Callable
-from typing import Any, assert_never
 
 import msgspec
 
 from cloud_aggregator import commands, task_progress, training_round
-from cloud_aggregator.adapters.database import Database, Transaction
-from cloud_aggregator.adapters.model_registry import ModelRegistry, TaskModel
-from cloud_aggregator.adapters.schema import RoundRow, TaskRow
-from cloud_aggregator.config import AggregatorSettings, PacingSettings
+from cloud_aggregator.adapters.database import Transaction
+from cloud_aggregator.adapters.model_registry import TaskModel
+from cloud_aggregator.adapters.schema import TaskRow
+from cloud_aggregator.round_desk import Office, RoundDesk, accepted_of, resting_window
 from cloud_aggregator.selection import Candidate, round_seed
-from cloud_aggregator.traffic import TrafficMeter
-from cloud_aggregator.update_intake import UpdateIntake
-from federated_core.adapters.inbox import Inbox
-from federated_core.errors import AdapterError, UntrustedReleaseError
-from federated_core.learning.aggregation import FixedPointSum, SumCaps
+from federated_core.errors import UntrustedReleaseError
 from federated_core.learning.algorithms import FederatedAlgorithm, federated_averaging
 from federated_core.learning.server_optimizers import sgd
-from federated_core.learning.update_codec import largest_symbol
 from federated_core.protocol import keys, messages
 
 _log = logging.getLogger(__name__)
 _SETTINGS = msgspec.msgpack.Decoder(task_progress.TaskSettings)
 _TASK_STATES: msgspec.msgpack.Decoder[task_progress.TaskState] = msgspec.msgpack.Decoder(task_progress.TaskState)
-_ROUND_STATES: msgspec.msgpack.Decoder[training_round.RoundState] = msgspec.msgpack.Decoder(training_round.RoundState)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Office:
-    """What all desks share."""
-
-    settings: AggregatorSettings
-    database: Database
-    registry: ModelRegistry
-    intake: UpdateIntake
-    inbox: Inbox[Any]
-    traffic: TrafficMeter
-    selection_secret: bytes
-    send: Callable[[str, messages.AggregatorMessage], None]
-    multicast: Callable[[str, messages.BlobReference], None]
-    commit: Callable[[Callable[[Transaction], None]], None]
 
 
 class TaskDesk:
@@ -62,7 +37,7 @@ class TaskDesk:
         self._settings = settings
         self._state = state
         self._model = model
-        self._round: training_round.RoundState | None = None
+        self.rounds = RoundDesk(office, name, model, self._finish)
         self._waiting: tuple[Candidate, ...] = ()  # Checked in between two rounds.
 
     @classmethod
@@ -109,7 +84,7 @@ class TaskDesk:
             desk = cls(office, name, settings, _TASK_STATES.decode(row.state), model)
             newest = tx.newest_round(name)
             if newest is not None:
-                desk._round = _ROUND_STATES.decode(newest.state)
+                desk.rounds.restore(newest.state)
         return desk
 
     @property
@@ -131,9 +106,9 @@ class TaskDesk:
 
     def resume(self) -> None:
         """Go on: with the round that was open, or with the next one."""
-        current = self._round
+        current = self.rounds.state
         if current is not None and current.head.number == _round_number(self._state):
-            self._advance(training_round.Restarted())
+            self.rounds.advance(training_round.Restarted())
         else:
             self._perform_task(task_progress.open_next(self._state, self._settings))
 
@@ -153,9 +128,9 @@ class TaskDesk:
         """A timer of this task is due."""
         match timer:
             case "selection":
-                self._advance(training_round.SelectionDue())
+                self.rounds.advance(training_round.SelectionDue())
             case "deadline":
-                self._advance(training_round.DeadlinePassed())
+                self.rounds.advance(training_round.DeadlinePassed())
             case "open":
                 self._perform_task(task_progress.open_next(_without_backoff(self._state), self._settings))
 
@@ -168,210 +143,15 @@ class TaskDesk:
             tx.see_device(device, check_in.agent_version, check_in.engine)
 
         self._office.commit(write)
-        if self._round is None or isinstance(self._round, training_round.Completed | training_round.Abandoned):
+        if self.rounds.is_open:
+            self.rounds.offer(candidate)
+        else:
             self._waiting = (*(other for other in self._waiting if other.device != device), candidate)
-            return
-        self._offer(candidate)
 
-    def report(self, device: str, report: messages.Report) -> None:
-        """A device reports; one for an earlier round is answered from that round's record."""
-        current = self._round
-        if current is not None and report.round == current.head.number:
-            self._advance(training_round.Reported(device, report))
-            return
-        with self._office.database.transaction() as tx:
-            row = tx.round(self._name, report.round)
-            past = None if row is None else _ROUND_STATES.decode(row.state)
-        verdict: messages.Verdict = "not-selected"
-        if isinstance(past, training_round.Completed):
-            verdict = "accepted" if any(one.device == device for one in past.accepted) else "late"
-        elif past is not None:
-            verdict = "late"
-        self._acknowledge(device, report.round, verdict)
-
-    def give_back(self, device: str, message: messages.Abandonment) -> None:
-        """A device will not report."""
-        if self._round is not None and message.round == self._round.head.number:
-            self._office.intake.forget(device)
-            self._advance(training_round.AssignmentGivenBack(device, message.why))
-
-    def judge_update(self, device: str, *, is_damaged: bool = False) -> None:
-        """The update that ``device`` announced is whole on disk, or turned out to be damaged."""
-        current = self._round
-        report = dict(current.announced).get(device) if isinstance(current, training_round.Collecting) else None
-        if current is None or report is None:
-            return
-        verdict: messages.Verdict = "digest-mismatch"
-        if not is_damaged:
-            verdict = self._office.intake.judge(
-                device, report, current.head, self._model.layout.update_size, self._model.layout.digest
-            )
-        self._office.intake.forget(device)
-        if verdict != "accepted" and report.update is not None:
-            self._office.registry.drop(report.update.digest)
-        self._advance(training_round.UpdateJudged(device, verdict))
-
-    # --- The round machine
-
-    def _advance(self, event: training_round.RoundEvent) -> None:
-        before = self._round
-        if before is None:
-            return
-        after, actions = training_round.step(before, event)
-        self._round = after
-        if after != before and not isinstance(after, training_round.Selecting):
-            self._office.commit(lambda tx: self._save_round(tx, before, event, after))
-        if after != before or actions:
-            names = " ".join(type(action).__name__ for action in actions)
-            _log.info(
-                "round %s/%d %s --%s--> %s [%s]",
-                self._name,
-                after.head.number,
-                type(before).__name__,
-                type(event).__name__,
-                type(after).__name__,
-                names,
-            )
-        for action in actions:
-            self._perform(action)
-
-    def _save_round(
-        self,
-        tx: Transaction,
-        before: training_round.RoundState,
-        event: training_round.RoundEvent,
-        after: training_round.RoundState,
-    ) -> None:
-        row = tx.get_round(self._name, after.head.number)
-        row.state, row.phase = msgspec.msgpack.encode(after), type(after).__name__.lower()
-        row.transition_count += 1
-        number = after.head.number
-        if isinstance(before, training_round.Selecting) and isinstance(after, training_round.Collecting):
-            row.assignment_count = len(after.cohort)
-            tx.record("cohort-selected", task=self._name, round_number=number, devices=len(after.cohort))
-        elif isinstance(event, training_round.UpdateJudged | training_round.Reported):
-            device = event.device
-            accepted = _accepted_of(after)
-            if len(accepted) > len(_accepted_of(before)):
-                tx.record("report-accepted", task=self._name, round_number=number, device=device)
-            elif isinstance(after, training_round.Collecting | training_round.Abandoned) and isinstance(
-                before, training_round.Collecting
-            ):
-                for refused in after.refused[len(before.refused) :]:
-                    tx.record(
-                        "report-refused", task=self._name, round_number=number, device=device, verdict=refused.verdict
-                    )
-        elif isinstance(event, training_round.AssignmentGivenBack):
-            tx.record("assignment-given-back", task=self._name, round_number=number, device=event.device, why=event.why)
-
-    def _perform(self, action: training_round.RoundAction) -> None:
-        office = self._office
-        match action:
-            case training_round.AwaitSelection(after_s):
-                office.inbox.set_timer(f"selection/{self._name}", after_s)
-            case training_round.AwaitDeadline(after_s):
-                office.inbox.cancel_timer(f"selection/{self._name}")
-                office.inbox.set_timer(f"deadline/{self._name}", after_s)
-            case training_round.Assign(candidates):
-                self._assign(candidates)
-            case training_round.TurnAway(candidates):
-                for candidate in candidates:
-                    window = _rejected_window(office.settings.pacing)
-                    office.send(candidate.device, messages.Rejection(candidate.check_in_id, "not-selected", window))
-            case training_round.ExpectUpdate(device, report):
-                self._expect_update(device, report)
-            case training_round.Acknowledge(device, verdict):
-                if self._round is not None:
-                    self._acknowledge(device, self._round.head.number, verdict)
-            case training_round.Cancel(devices):
-                self._cancel(devices)
-            case training_round.Aggregate(accepted):
-                self._aggregate(accepted)
-            case training_round.Finish(waiting):
-                self._finish(waiting)
-            case _:
-                assert_never(action)
-
-    def _offer(self, candidate: Candidate) -> None:
-        with self._office.database.transaction() as tx:
-            population = tx.device_count()
-        self._advance(training_round.CheckedIn(candidate, population))
-
-    def _assign(self, candidates: tuple[Candidate, ...]) -> None:
-        if self._round is None:
-            return
-        head = self._round.head
-        needs = {candidate.device: self._model.artifacts_for(candidate.held) for candidate in candidates}
-        all_needs = [artifact for artifacts in needs.values() for artifact in artifacts]
-        shared = {artifact.blob for artifact in all_needs if all_needs.count(artifact) > 1}
-        for candidate in candidates:
-            fetch = tuple(
-                msgspec.structs.replace(artifact, multicast=artifact.blob in shared)
-                for artifact in needs[candidate.device]
-            )
-            assignment = messages.Assignment(
-                check_in_id=candidate.check_in_id,
-                task=self._name,
-                round=head.number,
-                plan=head.plan,
-                base=self._model.reference,
-                bundle=self._model.bundle.digest,
-                bundle_signature=self._model.bundle_signature,
-                fetch=fetch,
-                deadline_s=head.settings.reporting_s,
-            )
-            self._office.send(candidate.device, assignment)
-        for blob in dict.fromkeys(artifact.blob for artifact in all_needs if artifact.blob in shared):
-            self._office.multicast(self._name, blob)
-
-    def _expect_update(self, device: str, report: messages.Report) -> None:
-        if report.update is None:
-            return
-        try:
-            is_whole = self._office.intake.expect(device, report.update)
-        except AdapterError as error:
-            _log.warning("the update of %s cannot be taken: %s", device, error)
-            return
-        if is_whole:
-            self.judge_update(device)
-
-    def _acknowledge(self, device: str, round_number: int, verdict: messages.Verdict) -> None:
-        pacing = self._office.settings.pacing
-        window = messages.RetryWindow(pacing.accepted_min_s, pacing.accepted_max_s)
-        if verdict != "accepted":
-            window = _rejected_window(pacing)
-        self._office.send(device, messages.Acknowledgement(self._name, round_number, verdict, window))
-
-    def _cancel(self, devices: tuple[str, ...]) -> None:
-        if self._round is None:
-            return
-        window = _rejected_window(self._office.settings.pacing)
-        for device in devices:
-            self._office.intake.forget(device)
-            self._office.send(device, messages.Cancellation(self._name, self._round.head.number, window))
-
-    def _aggregate(self, accepted: tuple[training_round.Accepted, ...]) -> None:
-        if self._round is None:
-            return
-        head = self._round.head
-        self._office.inbox.cancel_timer(f"deadline/{self._name}")
-        if head.plan.kind == "train" and self._model.reference.version == head.base_version:
-            layout = self._model.layout
-            caps = SumCaps(
-                example_count_max=head.plan.example_count_max,
-                magnitude_max=largest_symbol(layout.update_size, head.plan.step_ratio),
-                report_count_max=len(accepted),
-            )
-            total = FixedPointSum(layout.update_size, caps)
-            for one in sorted(accepted, key=lambda one: one.device):
-                update = self._office.intake.read(one.device, one.update or b"", head, layout.update_size, layout.digest)
-                total.add(update.step, update.symbols, example_count=one.example_count)
-            self._model.advance(total.mean())
-            self._office.commit(lambda tx: tx.add_checkpoint(self._model.newest_row(tx.now_s)))
-        self._advance(training_round.Aggregated())
+    # --- Between rounds
 
     def _finish(self, waiting: tuple[Candidate, ...]) -> None:
-        ended = self._round
+        ended = self.rounds.state
         assert ended is not None
         self._waiting = (*waiting, *self._waiting)
         for name in ("selection", "deadline"):
@@ -388,8 +168,8 @@ class TaskDesk:
             row = tx.get_round(self._name, ended.head.number)
             row.closed_at = tx.now_s
             row.accuracy, row.loss = accuracy, loss
-            row.report_count = len(_accepted_of(ended))
-            row.example_count = sum(one.example_count for one in _accepted_of(ended))
+            row.report_count = len(accepted_of(ended))
+            row.example_count = sum(one.example_count for one in accepted_of(ended))
             row.bytes_up, row.bytes_down = traffic.up, traffic.down
             row.bytes_keyframe, row.bytes_bundle = traffic.keyframe, traffic.bundle
             tx.record(
@@ -414,7 +194,7 @@ class TaskDesk:
             self._save_task(tx)
 
         self._office.commit(write)
-        for one in _accepted_of(ended):
+        for one in accepted_of(ended):
             if one.update is not None:
                 self._office.registry.drop(one.update)
         self._perform_task(actions)
@@ -433,7 +213,9 @@ class TaskDesk:
     def _advance_task(self, event: task_progress.TaskEvent) -> None:
         before = self._state
         self._state, actions = task_progress.step(before, event, self._settings)
-        _log.info("task %s %s --%s--> %s", self._name, type(before).__name__, type(event).__name__, type(self._state).__name__)
+        _log.info(
+            "task %s %s --%s--> %s", self._name, type(before).__name__, type(event).__name__, type(self._state).__name__
+        )
         self._office.commit(self._save_task)
         self._perform_task(actions)
 
@@ -463,51 +245,28 @@ class TaskDesk:
                     self._model.flush()
                     self._office.commit(lambda tx: tx.add_checkpoint(self._model.newest_row(tx.now_s)))
                 case task_progress.AbortRound():
-                    self._advance(training_round.Aborted("aborted by the operator"))
+                    self.rounds.advance(training_round.Aborted("aborted by the operator"))
 
     def _open_round(self, action: task_progress.OpenRound) -> None:
         plan = msgspec.structs.replace(self._settings.plan, kind=action.kind, learning_rate=action.learning_rate)
-        head = training_round.RoundHead(
-            task=self._name,
-            number=action.number,
-            plan=plan,
-            base_version=self._model.reference.version,
-            base=self._model.reference.digest,
-            seed=round_seed(self._office.selection_secret, self._name, action.number),
-            settings=self._settings.rounds,
-        )
-        self._round, actions = training_round.begin(head)
-        opened = self._round
-
-        def write(tx: Transaction) -> None:
-            tx.add_round(
-                RoundRow(
-                    task=self._name,
-                    number=action.number,
-                    kind=action.kind,
-                    phase="selecting",
-                    state=msgspec.msgpack.encode(opened),
-                    transition_count=0,
-                    base_version=head.base_version,
-                    opened_at=tx.now_s,
-                )
+        self.rounds.open(
+            training_round.RoundHead(
+                task=self._name,
+                number=action.number,
+                plan=plan,
+                base_version=self._model.reference.version,
+                base=self._model.reference.digest,
+                seed=round_seed(self._office.selection_secret, self._name, action.number),
+                settings=self._settings.rounds,
             )
-            tx.record("round-opened", task=self._name, round_number=action.number, plan=action.kind)
-
-        self._office.commit(write)
-        for begin_action in actions:
-            self._perform(begin_action)
+        )
         waiting, self._waiting = self._waiting, ()
         for candidate in waiting:
-            self._offer(candidate)
+            self.rounds.offer(candidate)
 
 
 def _algorithm(settings: task_progress.TaskSettings) -> FederatedAlgorithm:
     return federated_averaging(server_optimizer=sgd(settings.server_learning_rate))
-
-
-def _accepted_of(state: training_round.RoundState) -> tuple[training_round.Accepted, ...]:
-    return () if isinstance(state, training_round.Selecting) else state.accepted
 
 
 def _federated_metrics(accepted: tuple[training_round.Accepted, ...]) -> tuple[float | None, float | None]:
@@ -517,15 +276,6 @@ def _federated_metrics(accepted: tuple[training_round.Accepted, ...]) -> tuple[f
         return None, None
     correct_count = sum(one.metrics.correct_count for one in accepted)
     return correct_count / example_count, sum(one.metrics.loss_sum for one in accepted) / example_count
-
-
-def resting_window(pacing: PacingSettings) -> messages.RetryWindow:
-    """When to come back while there is nothing to do."""
-    return messages.RetryWindow(pacing.resting_min_s, pacing.resting_max_s)
-
-
-def _rejected_window(pacing: PacingSettings) -> messages.RetryWindow:
-    return messages.RetryWindow(pacing.rejected_min_s, pacing.rejected_max_s)
 
 
 def _round_number(state: task_progress.TaskState) -> int | None:

@@ -1,4 +1,4 @@
-"""MACHINE: a task from its first round to its last: train until the federated evaluation stops improving, then evaluate.
+"""MACHINE: a task from first round to last: train until the federated evaluation stops improving, then evaluate.
 
 ::
 
@@ -143,7 +143,7 @@ def step(state: TaskState, event: TaskEvent, settings: TaskSettings) -> Transiti
             return state, ()
         case _, AbortAsked():
             return Finished("aborted by the operator"), (AbortRound(),)
-        case (Training() | Evaluating()), PauseAsked():
+        case ((Training() | Evaluating()), PauseAsked()):
             return Paused(state), ()
         case Paused(resume), ResumeAsked():
             return resume, open_next(resume, settings)

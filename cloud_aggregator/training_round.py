@@ -2,7 +2,7 @@
 
 ::
 
-    Selecting --CheckedIn (enough), SelectionDue--> Collecting --goal reached, DeadlinePassed--> Aggregating --> Completed
+    Selecting --CheckedIn (enough), SelectionDue--> Collecting --goal, DeadlinePassed--> Aggregating --> Completed
         |                                              |
         '-----------------Aborted----------------------'--too few reports, Aborted--> Abandoned
 
@@ -249,7 +249,9 @@ class Finish(msgspec.Struct, frozen=True):
     waiting: tuple[Candidate, ...]
 
 
-RoundAction = AwaitSelection | AwaitDeadline | Assign | TurnAway | ExpectUpdate | Acknowledge | Cancel | Aggregate | Finish
+RoundAction = (
+    AwaitSelection | AwaitDeadline | Assign | TurnAway | ExpectUpdate | Acknowledge | Cancel | Aggregate | Finish
+)
 Transition = tuple[RoundState, tuple[RoundAction, ...]]
 
 
@@ -289,7 +291,9 @@ def step(state: RoundState, event: RoundEvent) -> Transition:
         case Collecting(), DeadlinePassed():
             if len(state.accepted) >= state.head.settings.report_count_min:
                 return _close(state, ())
-            return _abandon(state, f"{len(state.accepted)} reports at the deadline, needs {state.head.settings.report_count_min}")
+            return _abandon(
+                state, f"{len(state.accepted)} reports at the deadline, needs {state.head.settings.report_count_min}"
+            )
         case Collecting(), Aborted(why):
             return _abandon(state, why)
 
@@ -300,7 +304,7 @@ def step(state: RoundState, event: RoundEvent) -> Transition:
         case Aggregating(), Aggregated():
             completed = Completed(state.head, state.cohort, state.accepted, state.refused, state.given_back)
             return completed, (Finish(state.waiting),)
-        case (Aggregating() | Completed()), Reported(device, _):
+        case ((Aggregating() | Completed()), Reported(device, _)):
             return state, (Acknowledge(device, "accepted" if _is_accepted(state.accepted, device) else "late"),)
         case Completed() | Abandoned(), Restarted():
             return state, (Finish(()),)
@@ -373,7 +377,9 @@ def _settle(state: Collecting, device: str, verdict: Verdict) -> Transition:
     state = _without_announced(state, device)
     if verdict == "accepted":
         digest = report.update.digest if report.update is not None else None
-        accepted = Accepted(device, report.example_count, report.metrics, digest, report.training_loss, report.training_s)
+        accepted = Accepted(
+            device, report.example_count, report.metrics, digest, report.training_loss, report.training_s
+        )
         state = msgspec.structs.replace(state, accepted=(*state.accepted, accepted))
     else:
         state = msgspec.structs.replace(state, refused=(*state.refused, Refused(device, verdict)))
@@ -388,7 +394,9 @@ def _close_if_done(state: Collecting, actions: tuple[RoundAction, ...]) -> Trans
         return state, actions
     if len(state.accepted) >= settings.report_count_min:
         return _close(state, actions)
-    abandoned, more = _abandon(state, f"{len(state.accepted)} reports from the whole cohort, needs {settings.report_count_min}")
+    abandoned, more = _abandon(
+        state, f"{len(state.accepted)} reports from the whole cohort, needs {settings.report_count_min}"
+    )
     return abandoned, (*actions, *more)
 
 

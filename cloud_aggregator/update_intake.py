@@ -18,7 +18,9 @@ FETCH_TIMER = "chunks/"
 class UpdateIntake:
     """The uploads of one fleet; a device can write only into what it announced itself."""
 
-    def __init__(self, fleet: str, blobs: BlobStore, inbox: Inbox[Any], sealing_key: keys.SealingKey, quiet_s: float) -> None:
+    def __init__(
+        self, fleet: str, blobs: BlobStore, inbox: Inbox[Any], sealing_key: keys.SealingKey, quiet_s: float
+    ) -> None:
         self._fleet = fleet
         self._blobs = blobs
         self._inbox = inbox
@@ -51,7 +53,9 @@ class UpdateIntake:
         self._inbox.cancel_timer(FETCH_TIMER + device)
         self._receiver.forget(device)
 
-    def judge(self, device: str, report: Report, head: RoundHead, parameter_count: int, layout_digest: bytes) -> Verdict:
+    def judge(
+        self, device: str, report: Report, head: RoundHead, parameter_count: int, layout_digest: bytes
+    ) -> Verdict:
         """Open and decode an update that is whole, and say whether it may count."""
         try:
             self.read(device, report.update.digest if report.update else b"", head, parameter_count, layout_digest)
@@ -61,7 +65,9 @@ class UpdateIntake:
             return "digest-mismatch"
         return "accepted"
 
-    def read(self, device: str, digest: bytes, head: RoundHead, parameter_count: int, layout_digest: bytes) -> DecodedUpdate:
+    def read(
+        self, device: str, digest: bytes, head: RoundHead, parameter_count: int, layout_digest: bytes
+    ) -> DecodedUpdate:
         """Return the update ``digest`` of ``device``, opened and decoded."""
         context = keys.update_context(self._fleet, device, head.task, head.number, head.base)
         blob = self._sealing_key.open(self._blobs.get(digest.hex()), context)

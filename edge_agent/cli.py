@@ -17,7 +17,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 2 asked wrongly, 3 the world is in the way."""
     options = _make_parser().parse_args(arguments)
     logging.basicConfig(
-        level=logging.DEBUG if options.verbose else logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
+        level=logging.DEBUG if options.verbose else logging.INFO,
+        format="%(asctime)s %(levelname)s %(message)s",
+        stream=sys.stderr,
     )
     try:
         return int(options.command(options))
@@ -36,16 +38,25 @@ def _make_parser() -> argparse.ArgumentParser:
 
     def add(name: str, command: object, text: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text)
-        sub.add_argument("--state", type=Path, default=Path("/var/lib/fallow"), help="folder of this agent's state (default: %(default)s)")
+        sub.add_argument(
+            "--state",
+            type=Path,
+            default=Path("/var/lib/fallow"),
+            help="folder of this agent's state (default: %(default)s)",
+        )
         sub.set_defaults(command=command)
         return sub
 
     enroll = add("enroll", _enroll, "join a fleet with a token from its operator")
     enroll.add_argument("--token", required=True, help="the token, or @FILE that holds it")
-    enroll.add_argument("--timeout", type=float, default=60.0, help="seconds to wait for an answer (default: %(default)s)")
+    enroll.add_argument(
+        "--timeout", type=float, default=60.0, help="seconds to wait for an answer (default: %(default)s)"
+    )
     run = add("run", _run, "take part: check in while eligible, train, report; until it is stopped")
     run.add_argument("--token", help="enroll first, if that was not done yet: the token, or @FILE that holds it")
-    run.add_argument("--timeout", type=float, default=60.0, help="seconds to wait for enrollment (default: %(default)s)")
+    run.add_argument(
+        "--timeout", type=float, default=60.0, help="seconds to wait for enrollment (default: %(default)s)"
+    )
     status = add("status", _status, "show what this agent is, holds and does")
     status.add_argument("--json", action="store_true", help="as JSON")
     data = add("import", _import, "add labelled examples from an .npz file with arrays x, y and time_s")
@@ -68,6 +79,7 @@ def _enroll(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    from edge_agent.adapters.chance import SystemChance
     from edge_agent.adapters.identity import load_identity
     from edge_agent.adapters.journal import Journal
     from edge_agent.adapters.sensors import Sensors
@@ -86,7 +98,9 @@ def _run(options: argparse.Namespace) -> int:
     settings = load_settings(folder)
     identity = load_identity(folder)
     if identity is None or identity.grant is None:
-        raise LocalMisuseError(f"{folder}: this device is not enrolled; run: edge-agent enroll --state {folder} --token TOKEN")
+        raise LocalMisuseError(
+            f"{folder}: this device is not enrolled; run: edge-agent enroll --state {folder} --token TOKEN"
+        )
     inbox: Inbox[News] = Inbox()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: inbox.put(StopAsked()))
@@ -113,10 +127,10 @@ def _run(options: argparse.Namespace) -> int:
         link=link,
         journal=journal,
         blobs=BlobStore(folder, open_max=32),
-        trainer=TrainerProcess(
-            inbox.put, settings.trainer.command or DEFAULT_COMMAND, settings.trainer.thread_count
-        ),
+        trainer=TrainerProcess(inbox.put, settings.trainer.command or DEFAULT_COMMAND, settings.trainer.thread_count),
         sensors=Sensors(folder, settings.eligibility),
+        chance=SystemChance(),
+        now_s=time.time,
     )
     try:
         runtime.run()

@@ -44,7 +44,9 @@ def ineligibilities(conditions: Conditions, policy: Policy) -> tuple[str, ...]:
         if conditions.busy_cores is None:
             reasons.append("load not known yet")
         elif conditions.busy_cores > policy.busy_cores_max:
-            reasons.append(f"busy: {conditions.busy_cores:.1f} cores used by others, allows {policy.busy_cores_max:.1f}")
+            reasons.append(
+                f"busy: {conditions.busy_cores:.1f} cores used by others, allows {policy.busy_cores_max:.1f}"
+            )
         elif conditions.idle_s < policy.idle_for_s:
             reasons.append(f"idle for {conditions.idle_s:.0f} s, needs {policy.idle_for_s:.0f} s")
     reasons += _shortage("memory", conditions.memory_available_bytes, policy.memory_min_mib)

@@ -1,4 +1,4 @@
-"""What a device holds of a task's model: a keyframe, and the position on its lattice. Moved forward, never re-downloaded."""
+"""What a device holds of a task's model: a keyframe, and a position on its lattice that moves forward."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,9 +52,7 @@ class HeldModel:
         try:
             keyframe_bytes, position_bytes = self._keyframe_path.read_bytes(), self._position_path.read_bytes()
             keyframe = decode_keyframe(keyframe_bytes, parameter_count=self._layout.size, size_max=len(keyframe_bytes))
-            position = decode_position(
-                position_bytes, parameter_count=self._layout.size, size_max=len(position_bytes)
-            )
+            position = decode_position(position_bytes, parameter_count=self._layout.size, size_max=len(position_bytes))
         except (FileNotFoundError, RemoteProtocolError):  # Nothing yet, or damaged: the aggregator sends it anew.
             return None, None
         return keyframe, position if position.epoch == keyframe.epoch else None

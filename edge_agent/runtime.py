@@ -5,9 +5,7 @@ Order, everywhere: journal the new state, then perform the actions.
 
 import hashlib
 import logging
-import os
-import random
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol, assert_never
 
@@ -50,18 +48,39 @@ class TrainerLike(Protocol):
     """What runs the work."""
 
     @property
-    def pid(self) -> int | None: ...
-    def prepare(self) -> None: ...
-    def start(self, piece: work.Work) -> None: ...
-    def ask_to_stop(self) -> None: ...
-    def kill(self) -> None: ...
-    def forget(self, pid: int) -> None: ...
+    def pid(self) -> int | None:
+        """The trainer's process, None if none runs."""
+
+    def prepare(self) -> None:
+        """Be ready for work soon."""
+
+    def start(self, piece: work.Work) -> None:
+        """Do a piece of work; AdapterError if that cannot be begun."""
+
+    def ask_to_stop(self) -> None:
+        """End soon."""
+
+    def kill(self) -> None:
+        """End now."""
+
+    def forget(self, pid: int) -> None:
+        """Know that a process has ended."""
+
+
+class Chance(Protocol):
+    """Where randomness comes from: the operating system, or a simulation's seed."""
+
+    def uniform(self, low: float, high: float) -> float:
+        """Draw from an interval."""
+
+    def token_bytes(self, count: int) -> bytes:
+        """Draw bytes that nobody can guess."""
 
 
 class Runtime:
     """One device. `handle` takes one piece of news; `run` takes them from the inbox until it is asked to stop."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - every adapter by name.
         self,
         *,
         folder: Path,
@@ -73,7 +92,10 @@ class Runtime:
         blobs: BlobStore,
         trainer: TrainerLike,
         sensors: SensorsLike,
+        chance: Chance,
+        now_s: Callable[[], float],
     ) -> None:
+        """Take up the device's journaled state; ``now_s`` is the wall clock, for the owner's eyes only."""
         if identity.grant is None:
             raise LocalMisuseError("this device is not enrolled; run: edge-agent enroll --token TOKEN")
         self._folder = folder
@@ -87,6 +109,8 @@ class Runtime:
         self._blobs = blobs
         self._trainer = trainer
         self._sensors = sensors
+        self._chance = chance
+        self._now_s = now_s
         self._chunks = ChunkSender(link, blobs)
         self._fetcher = ArtifactFetcher(blobs, inbox, self._send)
         self._up = topics.device_up(self._grant.fleet, self._grant.device)
@@ -242,10 +266,12 @@ class Runtime:
         match action:
             case session.AwaitPacing(window):
                 self._inbox.cancel_timer("answer")
-                self._inbox.set_timer("pacing", random.uniform(window.min_s, window.max_s))
+                self._inbox.set_timer("pacing", self._chance.uniform(window.min_s, window.max_s))
             case session.JudgeEligibility():
                 reasons = self._judge()
-                self._advance(session.BecameIneligible() if reasons else session.BecameEligible(os.urandom(8)))
+                self._advance(
+                    session.BecameIneligible() if reasons else session.BecameEligible(self._chance.token_bytes(8))
+                )
             case session.SendCheckIn(check_in_id):
                 self._send(self._make_check_in(check_in_id))
                 self._inbox.set_timer("answer", self._settings.answer_timeout_s)
@@ -261,7 +287,9 @@ class Runtime:
                 self._send(report)
                 if report.update is not None:
                     chunk_count = wire.chunk_count(report.update.size_bytes)
-                    self._chunks.want(self._up, tuple(Chunk(report.update.digest, index) for index in range(chunk_count)))
+                    self._chunks.want(
+                        self._up, tuple(Chunk(report.update.digest, index) for index in range(chunk_count))
+                    )
                 self._inbox.set_timer("answer", self._settings.answer_timeout_s)
             case session.EmptyOutbox():
                 self._empty_outbox()
@@ -382,5 +410,5 @@ class Runtime:
             if not reasons or self._reasons is None or len(reasons) != len(self._reasons):
                 _log.info("eligible" if not reasons else "not eligible: %s", *(["; ".join(reasons)] if reasons else []))
             self._reasons = reasons
-            self._journal.save("reasons", (time.time(), reasons))
+            self._journal.save("reasons", (self._now_s(), reasons))
         return reasons

@@ -8,8 +8,8 @@
        '--BecameIneligible, Cancelled, FetchFailed, TrainingFailed, DeadlinePassed (give it back)       |
        '--Acknowledged, Cancelled-----------------------------------------------------------------------'
 
-Before `Training` a loss of eligibility gives the assignment back; in `Reporting` it changes nothing, since what is left is
-to send a few kilobytes. Any number of redelivered messages leaves the same state.
+A loss of eligibility gives the assignment back; in `Reporting` it changes nothing, since what is left is to send a few
+kilobytes. Any number of redelivered messages leaves the same state.
 """
 
 import msgspec
@@ -195,7 +195,15 @@ class EmptyOutbox(msgspec.Struct, frozen=True):
 
 
 SessionAction = (
-    AwaitPacing | JudgeEligibility | SendCheckIn | Fetch | StartTraining | StopWork | SendAbandonment | SendReport | EmptyOutbox
+    AwaitPacing
+    | JudgeEligibility
+    | SendCheckIn
+    | Fetch
+    | StartTraining
+    | StopWork
+    | SendAbandonment
+    | SendReport
+    | EmptyOutbox
 )
 Transition = tuple[SessionState, tuple[SessionAction, ...]]
 
@@ -257,4 +265,8 @@ def _is_for(answer: Acknowledgement | Cancellation, work: Assignment | Report) -
 
 
 def _give_back(assignment: Assignment, why: AbandonReason) -> Transition:
-    return Resting(), (StopWork(), SendAbandonment(assignment.task, assignment.round, why), AwaitPacing(PACING_AFTER_FAILURE))
+    return Resting(), (
+        StopWork(),
+        SendAbandonment(assignment.task, assignment.round, why),
+        AwaitPacing(PACING_AFTER_FAILURE),
+    )

@@ -38,7 +38,7 @@ PROGRESS_INTERVAL_S = 1.0
 Tensors = Mapping[str, NDArray[np.float32]]
 
 
-class NotEnoughExamples(FallowError):
+class NotEnoughExamplesError(FallowError):
     """The device holds fewer examples than the plan asks for."""
 
 
@@ -64,7 +64,7 @@ class Trainer:
         """Do ``piece`` and say what became of it; an error is said too, never raised."""
         try:
             self._say(self._do(piece))
-        except NotEnoughExamples as error:
+        except NotEnoughExamplesError as error:
             self._fail(piece, "too-few-examples", error)
         except (RemoteProtocolError, UntrustedReleaseError) as error:
             self._fail(piece, "untrusted", error)
@@ -81,7 +81,9 @@ class Trainer:
         store = ExampleStore(Path(piece.store_path))
         x, label = store.load("train", piece.plan.example_count_max)
         if len(label) < piece.plan.example_count_min:
-            raise NotEnoughExamples(f"{len(label)} training examples, the plan asks for {piece.plan.example_count_min}")
+            raise NotEnoughExamplesError(
+                f"{len(label)} training examples, the plan asks for {piece.plan.example_count_min}"
+            )
         inputs = _as_inputs(model.bundle, x)
         start = {**unflatten(layout, base), **fit_personal(model.bundle, inputs)}
         began_s = time.monotonic()
@@ -102,11 +104,18 @@ class Trainer:
     def _load_bundle(self, path: str) -> OpenBundle:
         if self._open is None or self._open.path != path:
             bundle = decode_bundle(Path(path).read_bytes())
-            self._open = OpenBundle(path, bundle, self._engine.open_training(bundle), self._engine.open_evaluation(bundle))
+            self._open = OpenBundle(
+                path, bundle, self._engine.open_training(bundle), self._engine.open_evaluation(bundle)
+            )
         return self._open
 
     def _train(
-        self, piece: work.Work, model: OpenBundle, start: Tensors, inputs: Mapping[str, NDArray[Any]], label: NDArray[np.int64]
+        self,
+        piece: work.Work,
+        model: OpenBundle,
+        start: Tensors,
+        inputs: Mapping[str, NDArray[Any]],
+        label: NDArray[np.int64],
     ) -> LocalResult:
         plan = LocalPlan(piece.plan.epochs, piece.plan.batch_size, piece.plan.learning_rate, piece.plan.step_count_max)
         last_said_s = time.monotonic()

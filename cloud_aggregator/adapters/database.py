@@ -1,7 +1,7 @@
 """The aggregator's state in SQL: devices, tokens, tasks, rounds, checkpoints and events.
 
-One writer, the coordinator's thread; readers open sessions of their own. SQLite runs in WAL mode with ``synchronous=FULL``,
-so that what was committed before an acknowledgement survives a power cut.
+One writer, the coordinator's thread; readers open sessions of their own. SQLite runs in WAL mode with
+``synchronous=FULL``, so that what was committed before an acknowledgement survives a power cut.
 """
 
 import time
@@ -76,6 +76,11 @@ class Database:
         """All or nothing, on disk when the block ends."""
         with self._sessions.begin() as session:
             yield Transaction(session)
+
+    @property
+    def engine(self) -> Engine:
+        """The connections, for what only reads or keeps tables of its own."""
+        return self._engine
 
     def close(self) -> None:
         """Close all connections."""
@@ -206,7 +211,9 @@ class Transaction:
 
     def open_commands(self) -> list[CommandRow]:
         """Return what was asked for and is not done, oldest first."""
-        return list(self._session.scalars(select(CommandRow).where(CommandRow.done_at.is_(None)).order_by(CommandRow.number)))
+        return list(
+            self._session.scalars(select(CommandRow).where(CommandRow.done_at.is_(None)).order_by(CommandRow.number))
+        )
 
     def command(self, number: int) -> CommandRow:
         """Return one command."""

@@ -42,7 +42,10 @@ from federated_core.learning.parameters import (
 )
 from federated_core.protocol.messages import Artifact, BlobReference, CheckpointReference, HeldCheckpoint
 
-_PURPOSES: dict[bytes, Purpose] = {b"FWLK": "keyframe", b"FWLD": "down"}  # By the first bytes of `lattice_codec`'s blobs.
+_PURPOSES: dict[bytes, Purpose] = {
+    b"FWLK": "keyframe",
+    b"FWLD": "down",
+}  # By the first bytes of `lattice_codec`'s blobs.
 
 ReadBlob = Callable[[str], bytes]
 
@@ -64,14 +67,28 @@ class ModelRegistry:
         self._purposes: dict[bytes, Purpose] = {}
 
     def begin(
-        self, task: str, bundle: bytes, signature: bytes, checkpoint: bytes, original: bytes, algorithm: FederatedAlgorithm
+        self,
+        task: str,
+        bundle: bytes,
+        signature: bytes,
+        checkpoint: bytes,
+        original: bytes,
+        algorithm: FederatedAlgorithm,
     ) -> "TaskModel":
         """Take a model in: its initial checkpoint becomes the keyframe of version 0."""
         layout = decode_bundle(bundle).description.layout
         vector = decode_checkpoint(checkpoint, layout).vector
         state = algorithm.init(vector)
         model = TaskModel(
-            self, task, layout, self.put(bundle, "bundle"), signature, self.put(original), algorithm, state, open_lattice(vector, 0)
+            self,
+            task,
+            layout,
+            self.put(bundle, "bundle"),
+            signature,
+            self.put(original),
+            algorithm,
+            state,
+            open_lattice(vector, 0),
         )
         model.record_keyframe()
         return model
@@ -226,7 +243,8 @@ class TaskModel:
 
     def newest_row(self, now_s: float) -> CheckpointRow:
         """Return the newest version as it is kept in the database."""
-        assert self._keyframe is not None and self._saved is not None
+        assert self._keyframe is not None
+        assert self._saved is not None
         reference = self.reference
         return CheckpointRow(
             task=self._task,
@@ -273,7 +291,7 @@ def read_delta(data: bytes, layout: Layout) -> LatticeDelta:
 
 
 def read_checkpoint(layout: Layout, rows: Sequence[CheckpointRow], version: int, read: ReadBlob) -> Vector:
-    """Return the published parameters of ``version``, rebuilt from its keyframe and the deltas since; AdapterError if unknown."""
+    """Rebuild the published parameters of ``version`` from keyframe and deltas; AdapterError if it is unknown."""
     wanted = next((row for row in rows if row.version == version), None)
     if wanted is None:
         raise AdapterError(f"no version {version}; known are {', '.join(str(row.version) for row in rows) or 'none'}")

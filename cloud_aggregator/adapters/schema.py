@@ -40,7 +40,7 @@ class TokenRow(Base):
 
 
 class TaskRow(Base):
-    """A standing goal: a model, a plan and the state of the whole endeavour (MessagePack of `task_progress.TaskState`)."""
+    """A standing goal: a model, its settings and its state (MessagePack of `task_progress.TaskState`)."""
 
     __tablename__ = "tasks"
 

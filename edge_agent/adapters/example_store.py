@@ -1,7 +1,7 @@
 """The device's examples: labelled tensors with their time, each assigned for life to training or holdout.
 
-The split is by blocks of time with a gap, because neighbours in time are near copies of each other: a random split would
-let a model be tested on what it has all but seen.
+The split is by blocks of time with a gap, because neighbours in time are near copies of each other: a random split
+would let a model be tested on what it has all but seen.
 """
 
 import contextlib
@@ -31,15 +31,17 @@ CREATE TABLE IF NOT EXISTS tensors (name TEXT PRIMARY KEY, shape TEXT NOT NULL) 
 def assign_partitions(time_s: NDArray[np.float64], settings: StoreSettings) -> tuple[Partition, ...]:
     """Return the partition of each example by its time alone, so that it is the same for life.
 
-    Blocks of ``block_s`` alternate: one in ``holdout_every`` is holdout. An example within ``gap_s`` of a border between
-    training and holdout is in neither.
+    Blocks of ``block_s`` alternate: one in ``holdout_every`` is holdout. An example within ``gap_s`` of a border
+    between training and holdout is in neither.
     """
     every, block_s = settings.holdout_every, settings.block_s
     is_holdout = np.floor(time_s / block_s) % every == every - 1
     before = np.floor((time_s - settings.gap_s) / block_s) % every == every - 1
     after = np.floor((time_s + settings.gap_s) / block_s) % every == every - 1
     is_gap = (before != is_holdout) | (after != is_holdout)
-    return tuple("gap" if gap else "holdout" if holdout else "train" for gap, holdout in zip(is_gap, is_holdout, strict=True))
+    return tuple(
+        "gap" if gap else "holdout" if holdout else "train" for gap, holdout in zip(is_gap, is_holdout, strict=True)
+    )
 
 
 class ExampleStore:
@@ -50,17 +52,23 @@ class ExampleStore:
         with self._connect() as connection:
             connection.executescript(_SCHEMA)
 
-    def add(self, x: NDArray[np.float32], label: NDArray[np.int64], time_s: NDArray[np.float64], settings: StoreSettings) -> int:
+    def add(
+        self, x: NDArray[np.float32], label: NDArray[np.int64], time_s: NDArray[np.float64], settings: StoreSettings
+    ) -> int:
         """Store examples, shape (n, ...); return how many were new. All or nothing."""
         if not (len(x) == len(label) == len(time_s)):
-            raise LocalMisuseError(f"examples: expected as many labels and times as inputs, got {len(x)}, {len(label)}, {len(time_s)}")
+            raise LocalMisuseError(
+                f"examples: expected as many labels and times as inputs, got {len(x)}, {len(label)}, {len(time_s)}"
+            )
         if not np.isfinite(x).all():
             raise LocalMisuseError("examples: expected finite numbers, got NaN or infinity")
         shape = ",".join(str(size) for size in x.shape[1:])
         data = np.ascontiguousarray(x, dtype="<f4")
         rows = [
             (float(at), int(value), partition, tensor.tobytes())
-            for at, value, partition, tensor in zip(time_s, label, assign_partitions(time_s, settings), data, strict=True)
+            for at, value, partition, tensor in zip(
+                time_s, label, assign_partitions(time_s, settings), data, strict=True
+            )
         ]
         with self._connect() as connection:
             known = connection.execute("SELECT shape FROM tensors WHERE name = 'x'").fetchone()
@@ -68,18 +76,30 @@ class ExampleStore:
                 raise LocalMisuseError(f"examples: expected shape ({known[0]}) as stored before, got ({shape})")
             connection.execute("INSERT OR IGNORE INTO tensors VALUES ('x', ?)", (shape,))
             count_before = connection.total_changes
-            connection.executemany("INSERT OR IGNORE INTO examples (time_s, label, partition, data) VALUES (?, ?, ?, ?)", rows)
+            connection.executemany(
+                "INSERT OR IGNORE INTO examples (time_s, label, partition, data) VALUES (?, ?, ?, ?)", rows
+            )
             return connection.total_changes - count_before
 
     def load(self, partition: Partition, count_max: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Return the newest ``count_max`` examples of a partition in order of arrival: x (n, ...) and labels (n,)."""
         with self._connect() as connection:
             known = connection.execute("SELECT shape FROM tensors WHERE name = 'x'").fetchone()
-            newest = "SELECT id, label, data FROM examples WHERE partition = ? ORDER BY id DESC LIMIT ?"
-            rows = connection.execute(f"SELECT label, data FROM ({newest}) ORDER BY id", (partition, count_max)).fetchall()
-        shape = tuple(int(size) for size in known[0].split(",") if size) if known else ()
-        x = np.frombuffer(b"".join(row[1] for row in rows), dtype="<f4").reshape(len(rows), *shape)
-        return x, np.array([row[0] for row in rows], dtype=np.int64)
+            shape = tuple(int(size) for size in known[0].split(",") if size) if known else ()
+            (stored_count,) = connection.execute(
+                "SELECT count(*) FROM examples WHERE partition = ?", (partition,)
+            ).fetchone()
+            count = min(stored_count, count_max)
+            x, label = np.empty((count, *shape), np.float32), np.empty(count, np.int64)
+            rows = connection.execute(
+                "SELECT label, data FROM (SELECT id, label, data FROM examples WHERE partition = ? "
+                "ORDER BY id DESC LIMIT ?) ORDER BY id",
+                (partition, count),
+            )
+            for place, (value, data) in enumerate(rows):  # One at a time: a board has no room for them twice.
+                label[place] = value
+                x[place] = np.frombuffer(data, "<f4").reshape(shape)
+        return x, label
 
     def counts(self) -> dict[str, int]:
         """Return the number of examples by partition."""

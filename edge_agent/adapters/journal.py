@@ -42,8 +42,8 @@ class Journal:
         """Write ``value`` under ``key``; on disk when this returns."""
         try:
             self._connection.execute(
-                "INSERT INTO journal VALUES (?, ?, ?, 1) ON CONFLICT (key) DO UPDATE SET "
-                "format_version = excluded.format_version, value = excluded.value, transition_count = transition_count + 1",
+                "INSERT INTO journal VALUES (?, ?, ?, 1) ON CONFLICT (key) DO UPDATE SET format_version = "
+                "excluded.format_version, value = excluded.value, transition_count = transition_count + 1",
                 (key, FORMAT_VERSION, msgspec.msgpack.encode(value)),
             )
         except sqlite3.Error as error:
@@ -71,7 +71,8 @@ class Journal:
     def count(self, name: str, by: int) -> None:
         """Add to a counter."""
         self._connection.execute(
-            "INSERT INTO counters VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = value + excluded.value", (name, by)
+            "INSERT INTO counters VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = value + excluded.value",
+            (name, by),
         )
 
     def counters(self) -> dict[str, int]:

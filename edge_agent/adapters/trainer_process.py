@@ -1,4 +1,4 @@
-"""The trainer as a child process: started when there is work, kept while rounds follow each other, ended to free memory."""
+"""The trainer as a child: started when there is work, kept while rounds follow each other, ended to free memory."""
 
 import contextlib
 import os
@@ -96,7 +96,9 @@ class TrainerProcess:
 
     def _spawn(self) -> None:
         try:
-            child = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=self._environment)
+            child = subprocess.Popen(
+                self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=self._environment
+            )
         except OSError as error:
             raise AdapterError(f"trainer: cannot start {self._command[0]}: {error.strerror or error}") from error
         self._child = child

@@ -1,5 +1,6 @@
 """Personal parameters that a device computes from its own examples: means and scales of its sensors."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -10,6 +11,7 @@ from federated_core.errors import LocalMisuseError
 from federated_core.learning.bundle import Bundle
 
 _DEVIATION_MIN: Final = 1e-6
+_BLOCK_COUNT: Final = 64
 
 
 def fit_personal(bundle: Bundle, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
@@ -42,14 +44,31 @@ def fit_personal(bundle: Bundle, inputs: Mapping[str, NDArray[Any]]) -> dict[str
     for fit in bundle.description.fits:
         if fit.input not in inputs or inputs[fit.input].size == 0:
             raise LocalMisuseError(f"'{fit.parameter}' is fitted to input '{fit.input}', which has no examples")
-        values = np.asarray(inputs[fit.input], np.float64)
-        if fit.statistic == "mean":
-            statistic = values.mean(axis=fit.axes)
-        else:
-            deviation = values.std(axis=fit.axes)
+        if 0 not in fit.axes:
+            raise LocalMisuseError(f"'{fit.parameter}': expected a fit over examples (axis 0), got axes {fit.axes}")
+        mean = _block_mean(inputs[fit.input], fit.axes)
+        statistic = mean
+        if fit.statistic == "inverse-standard-deviation":
+            deviation = np.sqrt(_block_mean(inputs[fit.input], fit.axes, around=mean))
             statistic = 1.0 / np.where(deviation < _DEVIATION_MIN, 1.0, deviation)
         shape = shapes[fit.parameter]
         if statistic.size != np.prod(shape, dtype=np.int64):
-            raise LocalMisuseError(f"'{fit.parameter}' has shape {shape}, its statistic {statistic.shape}")
+            raise LocalMisuseError(f"'{fit.parameter}' has shape {shape}, its statistic over axes {fit.axes} {statistic.size} values")
         fitted[fit.parameter] = statistic.reshape(shape).astype(np.float32)
     return fitted
+
+
+def _block_mean(
+    values: NDArray[Any], axes: tuple[int, ...], around: NDArray[np.float64] | None = None
+) -> NDArray[np.float64]:
+    """Mean over ``axes`` (kept with length 1), of squared distances if ``around`` is given.
+
+    Over examples at least, block by block, as a board with 512 MB has no room for a float64 copy of all its examples.
+    """
+    total: NDArray[np.float64] = np.zeros(1)
+    for start in range(0, len(values), _BLOCK_COUNT):
+        block = np.asarray(values[start : start + _BLOCK_COUNT], np.float64)
+        block = block if around is None else (block - around) ** 2
+        total = total + block.sum(axis=axes, keepdims=True)
+    count: int = math.prod(values.shape[axis] for axis in axes)
+    return total / count

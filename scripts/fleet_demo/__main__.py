@@ -25,6 +25,7 @@ from federated_core.learning.bundle import decode_bundle
 from federated_core.learning.local_training import LocalPlan
 from models.spar_cnn.build import build
 from scripts.fleet_demo.arms import Comparison, Judge, Outcome, UnseenPeople, compare, personal_rounds
+from scripts.fleet_demo.figures import RoundFigures, RunFacts, round_figures, summarize
 from scripts.fleet_demo.fleet import AGGREGATOR, Device, Fleet
 from scripts.fleet_demo.spar_data import (
     DEVICE_COUNT_MAX,
@@ -34,15 +35,16 @@ from scripts.fleet_demo.spar_data import (
     build_fleet,
 )
 from scripts.fleet_demo.spar_recordings import load_recordings
-from scripts.fleet_demo.watch import RoundFigures, Watch, show_outcome
+from scripts.fleet_demo.watch import Watch, show_outcome
 from scripts.process_groups import MIB, ProcessGroups
 
 TOP = Path(__file__).resolve().parents[2]
 TASK = "exercises"
+RECIPE = "models/spar_cnn/plan.toml"
 SILENCE_MAX_S = 120.0
 MEMORY_LIMIT_BYTES = 6 * 1024 * MIB
 ADDRESS_SPACE_BYTES = 16 * 1024 * MIB
-FLOAT32_BITS = 32
+TRAFFIC = ("bytes_up", "bytes_down", "bytes_keyframe", "bytes_bundle")
 
 
 def main() -> int:
@@ -67,14 +69,15 @@ def run(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Run the main job; return the figures of ``--json``."""
     recordings = load_recordings(TOP / ".cache", lambda text: console.print(text, highlight=False))
     data = build_fleet(recordings, device_count=arguments.devices, seed=arguments.seed)
-    recipe = load_recipe(TOP / "models/spar_cnn/plan.toml", goal=len(data.devices), report_count_min=len(data.devices) // 2)
+    device_count = len(data.devices)
+    recipe = load_recipe(TOP / RECIPE, goal=device_count, report_count_min=device_count // 2)
     if arguments.rounds is not None:
         recipe = msgspec.structs.replace(recipe, task=msgspec.structs.replace(recipe.task, rounds_max=arguments.rounds))
     folder = arguments.folder.resolve()
     _make_folder(folder)
     held_out = " and ".join(person.name for person in data.unseen)
     console.print(
-        f"{len(data.devices)} agents, one aggregator and its MQTT broker, each a process of its own; {held_out} held out.\n"
+        f"{device_count} agents, one aggregator and its MQTT broker, each a process of its own; {held_out} held out.\n"
         "Each agent has the recordings of its own person only. The devices' requirements to be idle and on power are\n"
         "waived for this demo. Logs and state: " + str(folder),
         highlight=False,
@@ -146,7 +149,7 @@ class _Run:
                 self._first_round_end_s = self._first_round_end_s or time.monotonic() - self._started_s
                 if detail["plan"] == "train":
                     _, _, vector = service.checkpoint(TASK, detail["version"])
-                    rounds.append(_round_figures(event, unseen.accuracy(vector)))
+                    rounds.append(round_figures(event, unseen.accuracy(vector)))
                     watch.add(rounds[-1])
                 else:
                     watch.say("the final checkpoint is evaluated on every device")
@@ -178,7 +181,8 @@ class _Run:
         )
         with self._console.status("Comparing with devices that train alone ...") as status:
             return compare(
-                comparison, lambda done, total: status.update(f"Comparing with devices that train alone ... {done}/{total}")
+                comparison,
+                lambda done, total: status.update(f"Comparing with devices that train alone ... {done}/{total}"),
             )
 
     def _export(self, service: Service) -> Path:
@@ -195,56 +199,27 @@ class _Run:
     def _summarize(
         self, service: Service, rounds: list[RoundFigures], outcome: Outcome, model_path: Path
     ) -> dict[str, Any]:
-        parameter_count = decode_bundle(service.bundle(TASK)).description.layout.update_size
-        later_rounds = [one for one in rounds if one.round > 1]
         status = service.status()
-        bytes_up = sum(one["bytes_up"] for one in status["tasks"][TASK])
-        bytes_down = sum(one["bytes_down"] for one in status["tasks"][TASK])
-        bytes_keyframe = status["bytes_enrollment"] + sum(
-            one["bytes_keyframe"] + one["bytes_bundle"] for one in status["tasks"][TASK]
+        traffic = {name: sum(one[name] for one in status["tasks"][TASK]) for name in TRAFFIC}
+        idle = [size for group, size in self._wait_for_rest().items() if group != AGGREGATOR]
+        peak = [size for group, size in self._groups.peak_bytes.items() if group != AGGREGATOR]
+        figures = summarize(
+            RunFacts(
+                rounds=rounds,
+                outcome=outcome,
+                parameter_count=decode_bundle(service.bundle(TASK)).description.layout.update_size,
+                bytes_up=traffic["bytes_up"],
+                bytes_down=traffic["bytes_down"],
+                bytes_keyframe=traffic["bytes_keyframe"] + traffic["bytes_bundle"] + status["bytes_enrollment"],
+                agent_idle_mib=max(idle) / MIB,
+                agent_peak_mib=max(peak) / MIB,
+                ended_because=self._finished["why"],
+                first_round_end_s=self._first_round_end_s,
+                seconds=time.monotonic() - self._started_s,
+                model_path=model_path,
+            )
         )
-        float32_bytes = FLOAT32_BITS // 8 * parameter_count * sum(one.reports + one.assignments for one in rounds)
-        idle = {group: size / MIB for group, size in self._wait_for_rest().items() if group != AGGREGATOR}
-        peak = {group: size / MIB for group, size in self._groups.peak_bytes.items() if group != AGGREGATOR}
-        figures = {
-            "rounds": [_public(one) for one in rounds],
-            "unseen": {arm: score.unseen for arm, score in outcome.arms.items()},
-            "later": {arm: score.later for arm, score in outcome.arms.items()},
-            "later_by_device": {arm: list(score.later_by_device) for arm, score in outcome.arms.items()},
-            "devices_worse_than_alone_ratio": outcome.devices_worse_than_alone_ratio,
-            "bits_per_parameter_up": 8 * sum(one.bytes_up for one in rounds)
-            / (parameter_count * sum(one.reports for one in rounds)),
-            "bits_per_parameter_down": 8 * sum(one.bytes_down for one in later_rounds)
-            / max(1, parameter_count * sum(one.assignments for one in later_rounds)),
-            "bytes_up": bytes_up,
-            "bytes_down": bytes_down,
-            "bytes_keyframe": bytes_keyframe,
-            "bytes_float32": float32_bytes,
-            "agent_idle_mib": max(idle.values()),
-            "agent_peak_mib": max(peak.values()),
-            "parameters": parameter_count,
-            "ended_because": self._finished["why"],
-            "first_round_end_s": self._first_round_end_s,
-            "round_s_median": float(np.median([one.seconds for one in later_rounds or rounds])),
-            "seconds": time.monotonic() - self._started_s,
-            "model_path": str(model_path),
-        }
-        total = bytes_up + bytes_down + bytes_keyframe
-        show_outcome(
-            self._console,
-            figures,
-            [
-                f"Devices worse off than alone by more than a point, after fine-tuning: {outcome.devices_worse_than_alone_ratio:.0%}",
-                f"Bits per parameter, headers and signatures included: {figures['bits_per_parameter_up']:.2f} up, "
-                f"{figures['bits_per_parameter_down']:.2f} down (float32: 32 and 32)",
-                f"Bytes on the wire: {total / 1e6:.1f} MB, {bytes_keyframe / 1e6:.1f} of them keyframes, bundles and enrollment "
-                f"(float32 both ways: {float32_bytes / 1e6:.0f} MB)",
-                f"Memory of an agent with all its processes: {figures['agent_idle_mib']:.0f} MiB waiting, "
-                f"{figures['agent_peak_mib']:.0f} MiB while it trains",
-                f"Rounds: {figures['round_s_median']:.2f} s in the median; training ended because: {figures['ended_because']}",
-                f"The final model, for plain onnxruntime: {model_path}",
-            ],
-        )
+        show_outcome(self._console, figures)
         return figures
 
     def _wait_for_rest(self) -> dict[str, int]:
@@ -256,25 +231,6 @@ class _Run:
                 break
             time.sleep(0.1)
         return self._groups.resident_bytes()
-
-
-def _round_figures(event: dict[str, Any], accuracy_unseen: float) -> RoundFigures:
-    detail = event["detail"]
-    return RoundFigures(
-        round=event["round"],
-        reports=detail["reports"],
-        accuracy_unseen=accuracy_unseen,
-        accuracy_holdout=detail["accuracy_of_base"],
-        bytes_up=detail["bytes_up"],
-        bytes_down=detail["bytes_down"],
-        bytes_keyframe=detail["bytes_keyframe"] + detail["bytes_bundle"],
-        seconds=detail["seconds"],
-        assignments=detail["assignments"],
-    )
-
-
-def _public(one: RoundFigures) -> dict[str, Any]:
-    return {key: value for key, value in one._asdict().items() if value is not None}
 
 
 def _make_folder(folder: Path) -> None:
@@ -291,16 +247,23 @@ def _parse_arguments() -> argparse.Namespace:
         "--devices",
         type=int,
         default=DEVICE_COUNT_MIN,
-        help=f"agents, {DEVICE_COUNT_MIN} to {DEVICE_COUNT_MAX}; above {DEVICE_COUNT_MIN} a person is split by arm (default: %(default)s)",
+        help=f"agents, {DEVICE_COUNT_MIN} to {DEVICE_COUNT_MAX}; above {DEVICE_COUNT_MIN} a person is split by arm "
+        "(default: %(default)s)",
     )
     parser.add_argument("--rounds", type=int, help="round limit (default: the recipe's)")
     parser.add_argument(
-        "--seed", type=int, default=0, help=f"of the first weights and of which of {len(HELD_OUT_PAIRS)} pairs is held out (default: 0)"
+        "--seed",
+        type=int,
+        default=0,
+        help=f"of the first weights and of which of {len(HELD_OUT_PAIRS)} pairs is held out (default: 0)",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE")
     parser.add_argument("--serve", action="store_true", help="keep everything running at the end")
     parser.add_argument(
-        "--folder", type=Path, default=TOP / "demo-run", help="where the run keeps its state and the final model (default: demo-run)"
+        "--folder",
+        type=Path,
+        default=TOP / "demo-run",
+        help="where the run keeps its state and the final model (default: demo-run)",
     )
     arguments = parser.parse_args()
     if arguments.rounds is not None and arguments.rounds < 1:

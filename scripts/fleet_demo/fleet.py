@@ -108,7 +108,7 @@ class Fleet:
         return self._folder / f"{group}.log"
 
     def events(self, timeout_s: float) -> Iterator[dict[str, Any] | None]:
-        """Yield what the aggregator announces, None while nothing happens; AdapterError after a silence of ``timeout_s``."""
+        """Yield what the aggregator announces, None while nothing does; AdapterError after ``timeout_s`` of silence."""
         last_s = time.monotonic()
         with self._events.open("rb") as file:
             pending = b""

@@ -1,26 +1,13 @@
-"""What a person sees while the fleet learns: a live table, one line a round. Without a terminal the same as plain lines."""
+"""What a person sees while the fleet learns: a live table, a line a round; without a terminal plain lines."""
 
-from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-
-class RoundFigures(NamedTuple):
-    """One training round; the first seven fields are in the JSON output too."""
-
-    round: int
-    reports: int
-    accuracy_unseen: float
-    accuracy_holdout: float | None
-    bytes_up: int
-    bytes_down: int
-    bytes_keyframe: int
-    seconds: float
-    assignments: int
+from scripts.fleet_demo.figures import RoundFigures, sentences
 
 
 class Watch:
@@ -101,7 +88,7 @@ class Watch:
         return table
 
 
-def show_outcome(console: Console, figures: dict[str, Any], lines: Sequence[str]) -> None:
+def show_outcome(console: Console, figures: dict[str, Any]) -> None:
     """Show the comparison of the four arms, and what it cost."""
     table = Table(title="Accuracy, all arms with equally many optimizer steps")
     table.add_column("")
@@ -115,5 +102,5 @@ def show_outcome(console: Console, figures: dict[str, Any], lines: Sequence[str]
     ):
         table.add_row(text, f"{figures['unseen'][arm]:.3f}", f"{figures['later'][arm]:.3f}")
     console.print(table)
-    for line in lines:
+    for line in sentences(figures):
         console.print(line, highlight=False, soft_wrap=True)
