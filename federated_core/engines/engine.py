@@ -51,6 +51,13 @@ class EvaluationSession(Protocol):
         """Score examples in batches."""
 
 
+class InferenceSession(Protocol):
+    """A model at work, with its parameters; any number of threads at once."""
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Run the model on a batch and return its outputs by name."""
+
+
 class Engine(Protocol):
     """A runtime that opens bundles."""
 
@@ -59,6 +66,9 @@ class Engine(Protocol):
 
     def open_evaluation(self, bundle: Bundle) -> EvaluationSession:
         """Open the evaluation graph."""
+
+    def open_inference(self, bundle: Bundle, tensors: Mapping[str, NDArray[np.float32]]) -> InferenceSession:
+        """Open the inference graph with these parameters, which the caller must not change any more."""
 
 
 def as_declared(value: Value, array: NDArray[Any]) -> NDArray[Any]:

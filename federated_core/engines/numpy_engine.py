@@ -89,12 +89,15 @@ class NumpyEngine:
         """Open the evaluation graph."""
         return NumpyEvaluationSession(bundle)
 
+    def open_inference(self, bundle: Bundle, tensors: Mapping[str, NDArray[np.float32]]) -> "NumpyInferenceSession":
+        """Open the inference graph with these parameters, which the caller must not change any more."""
+        return NumpyInferenceSession(bundle, tensors)
+
     def infer(
         self, bundle: Bundle, tensors: Mapping[str, NDArray[np.float32]], inputs: Mapping[str, NDArray[Any]]
     ) -> dict[str, NDArray[Any]]:
         """Run the model once and return its outputs by name."""
-        graph = bundle.graph("infer")
-        return Program(graph).run(example_feeds(graph, {**inputs, **tensors}))
+        return self.open_inference(bundle, tensors).run(inputs)
 
 
 class NumpyTrainingSession:
@@ -153,3 +156,16 @@ class NumpyEvaluationSession:
             return float(results[LOSS_SUM]), int(results[CORRECT_COUNT])
 
         return evaluate_in_batches(score, examples, len(label), batch_size)
+
+
+class NumpyInferenceSession:
+    """An inference graph with its parameters; see `InferenceSession`."""
+
+    def __init__(self, bundle: Bundle, tensors: Mapping[str, NDArray[np.float32]]) -> None:
+        self._graph = bundle.graph("infer")
+        self._program = Program(self._graph)
+        self._parameters = example_feeds(self._graph, tensors)
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Run the model on a batch and return its outputs by name."""
+        return self._program.run({**self._parameters, **example_feeds(self._graph, inputs)})

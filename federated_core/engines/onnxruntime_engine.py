@@ -39,14 +39,17 @@ class OnnxruntimeEngine:
         """Open the evaluation graph."""
         return OnnxruntimeEvaluationSession(bundle, self._open(bundle.onnx("evaluate")))
 
+    def open_inference(
+        self, bundle: Bundle, tensors: Mapping[str, NDArray[np.float32]]
+    ) -> "OnnxruntimeInferenceSession":
+        """Open the inference graph with these parameters, which the caller must not change any more."""
+        return OnnxruntimeInferenceSession(bundle, self._open(bundle.onnx("infer")), tensors)
+
     def infer(
         self, bundle: Bundle, tensors: Mapping[str, NDArray[np.float32]], inputs: Mapping[str, NDArray[Any]]
     ) -> dict[str, NDArray[Any]]:
         """Run the model once and return its outputs by name."""
-        feeds = example_feeds(bundle.graph("infer"), {**inputs, **tensors})
-        session = self._open(bundle.onnx("infer"))
-        names = [value.name for value in bundle.description.outputs]
-        return dict(zip(names, _run(session, names, feeds), strict=True))
+        return self.open_inference(bundle, tensors).run(inputs)
 
     def _open(self, model: bytes) -> Any:
         options = onnxruntime.SessionOptions()
@@ -146,6 +149,21 @@ class OnnxruntimeEvaluationSession:
             return float(loss_sum), int(correct_count)
 
         return evaluate_in_batches(score, examples, len(label), batch_size)
+
+
+class OnnxruntimeInferenceSession:
+    """An inference graph with its parameters; see `InferenceSession`."""
+
+    def __init__(self, bundle: Bundle, session: Any, tensors: Mapping[str, NDArray[np.float32]]) -> None:
+        self._graph: Graph = bundle.graph("infer")
+        self._session = session
+        self._parameters = example_feeds(self._graph, tensors)
+        self._names = [value.name for value in bundle.description.outputs]
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Run the model on a batch and return its outputs by name."""
+        feeds = {**self._parameters, **example_feeds(self._graph, inputs)}
+        return dict(zip(self._names, _run(self._session, self._names, feeds), strict=True))
 
 
 def _run(session: Any, names: list[str], feeds: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
