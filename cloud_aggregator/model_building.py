@@ -15,7 +15,13 @@ from federated_core.learning.graph import Graph, Node, TypedGraph, encode_graph
 from federated_core.learning.onnx_graph import emit_onnx, import_onnx, parse_onnx
 from federated_core.learning.parameters import Layout, ParameterSpec, Role
 from federated_core.learning.step_interface import LABEL, UPDATED, Optimizer
-from federated_core.learning.training_graph import evaluation_graph, inference_graph, training_graph
+from federated_core.learning.training_graph import (
+    at_rest,
+    evaluation_graph,
+    inference_graph,
+    running_statistics,
+    training_graph,
+)
 
 WEIGHT_SLOTS: Final[Mapping[str, tuple[int, ...]]] = {
     "BatchNormalization": (1, 2),
@@ -73,13 +79,16 @@ def build_bundle(
     unknown = [item for item in fitted if item not in model.graph.constants]
     if unknown:
         raise UntrainableModelError(f"'{unknown[0]}' is to be fitted, and is no initializer of the model")
-    parameters = [item for item in model.graph.constants if item in {*trained, *fitted}]
-    roles: dict[str, Role] = {item: "personal" if item in {*own, *fitted} else "trainable" for item in parameters}
+    running = running_statistics(model.graph)
+    parameters = [item for item in model.graph.constants if item in {*trained, *fitted, *running}]
+    roles: dict[str, Role] = dict.fromkeys(parameters, "trainable")
+    roles |= dict.fromkeys(running, "state")
+    roles |= dict.fromkeys([*own, *fitted], "personal")
     layout = Layout(tuple(ParameterSpec(item, model.graph.constants[item].shape, roles[item]) for item in parameters))
     optimizer = optimizer or Optimizer()
     train = training_graph(model, parameters, trained, loss=loss, output=output, optimizer=optimizer)
     evaluate = evaluation_graph(model, parameters, loss=loss, output=output)
-    infer = inference_graph(model, parameters)
+    infer = inference_graph(at_rest(model), parameters)
     files: dict[str, bytes] = {}
     for title, graph in (("infer", infer), ("train", train), ("evaluate", evaluate)):
         files[f"{title}.graph"] = encode_graph(graph)

@@ -66,6 +66,66 @@ def inference_graph(model: TypedGraph, parameters: Sequence[str]) -> Graph:
     return prune(msgspec.structs.replace(model.graph, inputs=inputs, constants=rest))
 
 
+def running_statistics(graph: Graph) -> dict[str, tuple[str, int]]:
+    """Return the running means and variances that normalizations in training mode keep.
+
+    Parameters
+    ----------
+    graph : Graph
+        A model.
+
+    Returns
+    -------
+    dict of str to tuple of str and int
+        For each, by its name: the first output of its node, and the number of the output that holds its next value.
+
+    Examples
+    --------
+    >>> running_statistics(Graph("empty", 18, (), (), {}, ()))
+    {}
+    """
+    nodes = [node for node in graph.nodes if node.op == "BatchNormalization" and node.attributes.get("training_mode")]
+    return {
+        node.inputs[slot]: (node.outputs[0], output)
+        for node in nodes
+        for slot, output in ((3, 1), (4, 2))
+        if node.inputs[slot] in graph.constants
+    }
+
+
+def at_rest(model: TypedGraph) -> TypedGraph:
+    """Switch training mode off: batch normalizations use their running statistics, and nothing is dropped.
+
+    Parameters
+    ----------
+    model : TypedGraph
+        From `import_onnx`, exported for training or not.
+
+    Returns
+    -------
+    TypedGraph
+        The model as its users run it.
+
+    Examples
+    --------
+    >>> x = Value("x", "float32", (1,))
+    >>> node = Node("Dropout", ("x", "", "yes"), ("y",))
+    >>> at_rest(TypedGraph(Graph("drop", 18, (x,), (), {}, (node,)), {})).graph.nodes[0].inputs
+    ('x', '')
+    """
+
+    def rested(node: Node) -> Node:
+        if node.op == "Dropout":
+            return msgspec.structs.replace(node, inputs=node.inputs[:2])
+        if node.op == "BatchNormalization" and node.attributes.get("training_mode"):
+            attributes = {key: value for key, value in node.attributes.items() if key != "training_mode"}
+            return msgspec.structs.replace(node, attributes=attributes, outputs=node.outputs[:1])
+        return node
+
+    nodes = tuple(rested(node) for node in model.graph.nodes)
+    return TypedGraph(msgspec.structs.replace(model.graph, nodes=nodes), model.types)
+
+
 def training_graph(
     model: TypedGraph,
     parameters: Sequence[str],
@@ -120,6 +180,9 @@ def training_graph(
         raise UntrainableModelError(f"the loss does not depend on '{missing[0]}': leave it out of the trainable set")
     updates = emit_updates(builder, gradients, rate, optimizer or Optimizer())
     results = {LOSS: reading.loss} | {UPDATED + name: value for name, value in updates.updated.items()}
+    for name, (normalized, slot) in running_statistics(model.graph).items():
+        if name in parameters:
+            results[UPDATED + name] = builder.extra_output(normalized, slot, "float32", builder.value(name).shape)
     return head.graph("train", (learning_rate,), updates.declared, results)
 
 
@@ -148,7 +211,7 @@ def evaluation_graph(model: TypedGraph, parameters: Sequence[str], *, loss: str,
     UntrainableModelError
         If the output does not suit the loss.
     """
-    head = _Head.of(model, parameters, loss, output)
+    head = _Head.of(at_rest(model), parameters, loss, output)
     scores = head.loss.evaluate(head.logits, head.label)
     return head.graph("evaluate", (), (), {LOSS_SUM: scores.loss_sum, CORRECT_COUNT: scores.correct_count})
 

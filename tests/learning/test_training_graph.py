@@ -1,15 +1,16 @@
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from onnx import helper
 
 from federated_core.errors import LocalMisuseError, UntrainableModelError
 from federated_core.learning.graph import check_graph
 from federated_core.learning.losses import LOSSES, loss_named
 from federated_core.learning.onnx_graph import import_onnx
 from federated_core.learning.step_interface import Optimizer
-from federated_core.learning.training_graph import evaluation_graph, inference_graph, training_graph
+from federated_core.learning.training_graph import evaluation_graph, inference_graph, running_statistics, training_graph
 from tests.learning.central_differences import reference_in_float64, run_onnxruntime
-from tests.learning.small_models import gesture_model, perceptron
+from tests.learning.small_models import gesture_model, onnx_model, perceptron, weights
 
 WEIGHTS = ["w1", "b1", "w2", "b2"]
 LABELS = {
@@ -155,6 +156,42 @@ def test_training_a_head_costs_a_head() -> None:
     head = training_graph(model, ["fc.weight"], ["fc.weight"], loss="softmax-cross-entropy")
     assert {"ConvTranspose", "ScatterElements", "Sign"}.isdisjoint(node.op for node in head.nodes)
     assert [value.name for value in head.outputs] == ["loss", "updated/fc.weight"]
+
+
+def test_running_statistics_follow_the_batch_and_evaluation_uses_them() -> None:
+    node = helper.make_node
+    rng = np.random.default_rng(0)
+    model = import_onnx(
+        onnx_model(
+            [
+                node("MatMul", ["x", "w"], ["h"]),
+                node("BatchNormalization", ["h", "scale", "bias", "mean", "var"], ["y", "m", "v"], training_mode=1),
+            ],
+            {"x": ["batch", 4]},
+            {"y": ["batch", 3]},
+            {
+                "w": weights(rng, 4, 3),
+                "scale": np.ones(3, np.float32),
+                "bias": np.zeros(3, np.float32),
+                "mean": np.zeros(3, np.float32),
+                "var": np.ones(3, np.float32),
+            },
+        )
+    )
+    names = list(model.graph.constants)
+    assert set(running_statistics(model.graph)) == {"mean", "var"}
+    loss = "mean-squared-error"
+    train = training_graph(model, names, ["w", "scale", "bias"], loss=loss)
+    tensors = {name: model.graph.constants[name].array() for name in names}
+    feeds = {"x": batch(), "label": LABELS[loss], "learning_rate": np.array(0.1, np.float32), **tensors}
+    results = run_onnxruntime(train, feeds)
+    h = batch() @ tensors["w"]
+    assert np.allclose(results["updated/mean"], 0.1 * h.mean(axis=0), atol=1e-6)
+    assert np.allclose(results["updated/var"], 0.9 + 0.1 * h.var(axis=0), atol=1e-6)
+    evaluate = evaluation_graph(model, names, loss=loss)
+    scored = run_onnxruntime(evaluate, {key: value for key, value in feeds.items() if key != "learning_rate"})
+    expected = (((h / np.sqrt(1 + 1e-5)) - LABELS[loss]) ** 2).mean(axis=1).sum()
+    assert float(scored["loss_sum"]) == pytest.approx(expected, rel=1e-5)
 
 
 def test_every_derived_graph_passes_the_check_of_a_device() -> None:
