@@ -3,6 +3,7 @@
 Writes are commands that the coordinator carries out; reads are queries of its database. Both work from any process.
 """
 
+import copy
 import hashlib
 import os
 import time
@@ -45,6 +46,12 @@ class Service:
         self._settings = settings
         self._actor = actor
         self._database = Database(database_url(folder, settings))
+
+    def acting_as(self, actor: str) -> "Service":
+        """Return the same service as ``actor`` uses it: the log of what was asked names who asked."""
+        other = copy.copy(self)
+        other._actor = actor
+        return other
 
     # --- Commands
 
