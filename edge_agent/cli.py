@@ -83,7 +83,7 @@ def _run(options: argparse.Namespace) -> int:
     from edge_agent.adapters.identity import load_identity
     from edge_agent.adapters.journal import Journal
     from edge_agent.adapters.sensors import Sensors
-    from edge_agent.adapters.trainer_process import DEFAULT_COMMAND, TrainerProcess
+    from edge_agent.adapters.trainer_process import DEFAULT_COMMAND, open_trainer
     from edge_agent.config import load_settings
     from edge_agent.runtime import News, Runtime, StopAsked
     from federated_core.adapters.blob_store import BlobStore
@@ -127,7 +127,7 @@ def _run(options: argparse.Namespace) -> int:
         link=link,
         journal=journal,
         blobs=BlobStore(folder, open_max=32),
-        trainer=TrainerProcess(inbox.put, settings.trainer.command or DEFAULT_COMMAND, settings.trainer.thread_count),
+        trainer=open_trainer(inbox.put, settings.trainer.command or DEFAULT_COMMAND, settings.trainer.thread_count),
         sensors=Sensors(folder, settings.eligibility),
         chance=SystemChance(),
         now_s=time.time,

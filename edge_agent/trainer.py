@@ -5,10 +5,6 @@ ends with its parent: when the pipe closes, or when it is asked to.
 """
 
 import dataclasses
-import os
-import queue
-import sys
-import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,12 +12,11 @@ from typing import IO, Any
 
 import msgspec
 import numpy as np
-import psutil
 from numpy.typing import NDArray
 
 from edge_agent import work
 from edge_agent.adapters.example_store import ExampleStore
-from edge_agent.adapters.trainer_process import THREADS_VARIABLE
+from edge_agent.child import run_child
 from edge_agent.held_model import HeldModel
 from federated_core.adapters.atomic_file import write_atomically
 from federated_core.engines.engine import EvaluationSession, TrainingSession
@@ -164,31 +159,5 @@ def _evaluate(model: OpenBundle, tensors: Tensors, x: NDArray[np.float32], label
     return Metrics(score.example_count, score.correct_count, max(0.0, score.loss_sum))
 
 
-def _be_polite() -> None:
-    """Yield to everybody: nice 19, the idle scheduling class, idle input and output."""
-    os.nice(19)
-    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-    psutil.Process().ionice(psutil.IOPRIO_CLASS_IDLE)
-
-
-def main() -> int:
-    """Take work from standard input until it closes."""
-    _be_polite()
-    out = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # What a library prints must not end up among our messages.
-    trainer = Trainer(out, thread_count=int(os.environ.get(THREADS_VARIABLE, "1")))
-    pieces: queue.SimpleQueue[work.Work] = queue.SimpleQueue()
-
-    def listen() -> None:
-        decoder = msgspec.msgpack.Decoder(work.Work)
-        while (body := work.read_message(sys.stdin.buffer)) is not None:
-            pieces.put(decoder.decode(body))
-        os._exit(0)  # The daemon is gone or done with us: not even a step in progress matters any more.
-
-    threading.Thread(target=listen, name="listen", daemon=True).start()
-    while True:
-        trainer.do(pieces.get())
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    run_child(Trainer, msgspec.msgpack.Decoder(work.Work))
