@@ -109,6 +109,10 @@ def encode_bundle(bundle: Bundle) -> bytes:
     ------
     LocalMisuseError
         If the bundle would not decode.
+
+    Examples
+    --------
+    ``cloud_aggregator.model_building.build_bundle`` makes a bundle of an ONNX file and returns these bytes.
     """
     try:
         _check(bundle, GraphLimits())

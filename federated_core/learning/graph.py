@@ -182,6 +182,13 @@ def check_graph(graph: Graph, limits: GraphLimits | None = None) -> None:
     RemoteProtocolError
         For an operator outside `OPERATORS`, a size beyond the limits, a constant whose bytes do not fill its shape, a
         name used before it is defined or defined twice, or an opset outside ``OPSET_MIN..OPSET_MAX``.
+
+    Examples
+    --------
+    >>> check_graph(Graph("old", 17, (), (), {}, ()))
+    Traceback (most recent call last):
+        ...
+    federated_core.errors.RemoteProtocolError: $.opset: expected 18 to 26, got 17
     """
     _Check(limits or GraphLimits()).graph(graph, "$", frozenset(), 1)
 
@@ -308,6 +315,12 @@ def topological_order(nodes: tuple[Node, ...], known: set[str]) -> tuple[Node, .
     ------
     LocalMisuseError
         If a name is never defined, or nodes wait for each other in a ring.
+
+    Examples
+    --------
+    >>> late, early = Node("Neg", ("y",), ("z",)), Node("Neg", ("x",), ("y",))
+    >>> [node.outputs for node in topological_order((late, early), {"x"})]
+    [('y',), ('z',)]
     """
     producer = {name: index for index, node in enumerate(nodes) for name in node.outputs if name}
     wanted: list[set[int]] = []

@@ -112,7 +112,30 @@ def emit_onnx(graph: Graph) -> bytes:
 
 
 def parse_onnx(data: bytes) -> onnx.ModelProto:
-    """Read an ONNX file as it is, or raise `UntrainableModelError`."""
+    """Read an ONNX file as it is.
+
+    Parameters
+    ----------
+    data : bytes
+        A file of at most ``MODEL_BYTES_MAX`` bytes.
+
+    Returns
+    -------
+    onnx.ModelProto
+        The model, nothing in it checked but that it has nodes.
+
+    Raises
+    ------
+    UntrainableModelError
+        If the bytes are no ONNX model, or too many.
+
+    Examples
+    --------
+    >>> parse_onnx(bytes(2))
+    Traceback (most recent call last):
+        ...
+    federated_core.errors.UntrainableModelError: expected an ONNX model, got 2 bytes that are none
+    """
     if len(data) > MODEL_BYTES_MAX:
         raise UntrainableModelError(f"expected an ONNX model of at most {MODEL_BYTES_MAX} bytes, got {len(data)}")
     try:

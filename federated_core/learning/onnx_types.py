@@ -48,6 +48,15 @@ def infer_types(model: onnx.ModelProto) -> tuple[dict[str, Value], dict[str, NDA
     ------
     UntrainableModelError
         If types contradict each other or a constant is malformed.
+
+    Examples
+    --------
+    >>> node = onnx.helper.make_node("Flatten", ["x"], ["y"])
+    >>> x = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["n", 2, 3])
+    >>> y = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)
+    >>> types, _ = infer_types(onnx.helper.make_model(onnx.helper.make_graph([node], "flat", [x], [y])))
+    >>> types["y"].shape
+    ('n', 6)
     """
     probes: dict[str, tuple[int, int]] = {}
     for value in model.graph.input:
@@ -218,7 +227,28 @@ def _evaluated(model: onnx.ModelProto, node: onnx.NodeProto, feeds: Mapping[str,
 
 
 def array_of(tensor: onnx.TensorProto) -> NDArray[Any]:
-    """Return the values of a constant of the file."""
+    """Return the values of a constant of the file.
+
+    Parameters
+    ----------
+    tensor : onnx.TensorProto
+        An initializer or attribute.
+
+    Returns
+    -------
+    array
+        Its values.
+
+    Raises
+    ------
+    UntrainableModelError
+        If its type is none of `DTYPES`, or its bytes do not fill its shape.
+
+    Examples
+    --------
+    >>> array_of(onnx.numpy_helper.from_array(np.array([1, 2]), "n")).tolist()
+    [1, 2]
+    """
     _dtype(tensor.data_type, tensor.name)
     try:
         return np.asarray(onnx.numpy_helper.to_array(tensor))

@@ -75,6 +75,14 @@ def emit_updates(builder: Builder, gradients: Mapping[str, Expr], learning_rate:
     References
     ----------
     Li et al., "Federated Optimization in Heterogeneous Networks" (FedProx), MLSys 2020. arXiv:1812.06127
+
+    Examples
+    --------
+    >>> builder = Builder({"w": Value("w", "float32", (2,)), "g": Value("g", "float32", (2,))}, {}, (), 18)
+    >>> rate = builder.declare(Value("rate", "float32", ()))
+    >>> updates = emit_updates(builder, {"w": builder.value("g")}, rate, Optimizer("momentum"))
+    >>> [value.name for value in updates.declared], sorted(updates.updated)
+    (['slot/velocity/w'], ['slot/velocity/w', 'w'])
     """
     memory = Memory(builder)
     anchors: list[Value] = []

@@ -168,6 +168,17 @@ def training_graph(
     References
     ----------
     Zhu et al., "PockEngine", MICRO 2023, derives the backward pass ahead of time too. arXiv:2310.17752
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from federated_core.learning.graph import Tensor
+    >>> x, y = Value("x", "float32", ("batch", 2)), Value("y", "float32", ("batch", 2))
+    >>> weight = {"w": Tensor.of(np.ones(2, np.float32))}
+    >>> graph = Graph("scale", 18, (x,), (y,), weight, (Node("Mul", ("x", "w"), ("y",)),))
+    >>> model = TypedGraph(graph, {"x": x, "y": y, "w": Value("w", "float32", (2,))})
+    >>> [value.name for value in training_graph(model, ["w"], ["w"], loss="mean-squared-error").outputs]
+    ['loss', 'updated/w']
     """
     head = _Head.of(model, parameters, loss, output)
     builder = head.builder
@@ -210,6 +221,17 @@ def evaluation_graph(model: TypedGraph, parameters: Sequence[str], *, loss: str,
     ------
     UntrainableModelError
         If the output does not suit the loss.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from federated_core.learning.graph import Tensor
+    >>> x, y = Value("x", "float32", ("batch", 2)), Value("y", "float32", ("batch", 2))
+    >>> weight = {"w": Tensor.of(np.ones(2, np.float32))}
+    >>> graph = Graph("scale", 18, (x,), (y,), weight, (Node("Mul", ("x", "w"), ("y",)),))
+    >>> model = TypedGraph(graph, {"x": x, "y": y, "w": Value("w", "float32", (2,))})
+    >>> [value.name for value in evaluation_graph(model, ["w"], loss="mean-squared-error").inputs]
+    ['x', 'label', 'w']
     """
     head = _Head.of(at_rest(model), parameters, loss, output)
     scores = head.loss.evaluate(head.logits, head.label)

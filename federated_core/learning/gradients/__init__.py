@@ -83,6 +83,16 @@ def backpropagate(builder: Builder, seeds: Mapping[str, Expr], wanted: Sequence[
     References
     ----------
     Griewank and Walther, "Evaluating Derivatives", SIAM 2008, chapter 3: reverse accumulation with activity analysis.
+
+    Examples
+    --------
+    >>> from federated_core.learning.graph import Value
+    >>> x, y = Value("x", "float32", (2,)), Value("y", "float32", (2,))
+    >>> builder = Builder({"x": x, "y": y}, {}, [Node("Exp", ("x",), ("y",))], 18)
+    >>> seed = builder.declare(Value("seed", "float32", (2,)))
+    >>> gradient = backpropagate(builder, {"y": seed}, ["x"])["x"]
+    >>> builder.nodes[-1].op, builder.nodes[-1].inputs, builder.nodes[-1].outputs == (gradient.name,)
+    ('Mul', ('seed', 'y'), True)
     """
     forward = builder.nodes
     active = active_names(forward, wanted)
