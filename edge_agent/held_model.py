@@ -33,7 +33,8 @@ class HeldModel:
         for kind, path in fetched:
             if kind == "keyframe":
                 keyframe = self._take_keyframe(Path(path), keyframe)
-                position = start_of(keyframe) if position is None or position.epoch != keyframe.epoch else position
+                if position is None or (position.epoch, position.version) != (keyframe.epoch, base.version):
+                    position = start_of(keyframe)  # What follows leads from the keyframe on, wherever we were.
             elif keyframe is not None and position is not None and position.version != base.version:
                 position = self._take_delta(Path(path), keyframe, position)
         if keyframe is None or position is None:
