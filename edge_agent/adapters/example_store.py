@@ -34,11 +34,13 @@ def assign_partitions(time_s: NDArray[np.float64], settings: StoreSettings) -> t
     Blocks of ``block_s`` alternate: one in ``holdout_every`` is holdout. An example within ``gap_s`` of a border
     between training and holdout is in neither.
     """
-    every, block_s = settings.holdout_every, settings.block_s
-    is_holdout = np.floor(time_s / block_s) % every == every - 1
-    before = np.floor((time_s - settings.gap_s) / block_s) % every == every - 1
-    after = np.floor((time_s + settings.gap_s) / block_s) % every == every - 1
-    is_gap = (before != is_holdout) | (after != is_holdout)
+    period_s = settings.holdout_every * settings.block_s
+    border_s = period_s - settings.block_s  # The last block of each period is holdout.
+    phase_s = time_s % period_s
+    is_holdout = phase_s >= border_s
+    since_border_s = np.where(is_holdout, phase_s - border_s, phase_s)
+    until_border_s = np.where(is_holdout, period_s - phase_s, border_s - phase_s)
+    is_gap = (since_border_s < settings.gap_s) | (until_border_s <= settings.gap_s)
     return tuple(
         "gap" if gap else "holdout" if holdout else "train" for gap, holdout in zip(is_gap, is_holdout, strict=True)
     )
@@ -60,7 +62,7 @@ class ExampleStore:
             raise LocalMisuseError(
                 f"examples: expected as many labels and times as inputs, got {len(x)}, {len(label)}, {len(time_s)}"
             )
-        if not np.isfinite(x).all():
+        if not (np.isfinite(x).all() and np.isfinite(time_s).all()):
             raise LocalMisuseError("examples: expected finite numbers, got NaN or infinity")
         shape = ",".join(str(size) for size in x.shape[1:])
         data = np.ascontiguousarray(x, dtype="<f4")
