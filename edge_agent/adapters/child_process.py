@@ -97,6 +97,9 @@ class ChildProcess(Generic[Outcome]):
             )
         except OSError as error:
             raise AdapterError(f"{self._name}: cannot start {self._command[0]}: {error.strerror or error}") from error
+        with contextlib.suppress(ProcessLookupError):
+            # Its imports take seconds on a small board: at our own niceness they look like somebody else at work.
+            os.setpriority(os.PRIO_PROCESS, child.pid, 19)
         self._child = child
         threading.Thread(target=self._listen, args=(child,), name=f"{self._name}-{child.pid}", daemon=True).start()
 
