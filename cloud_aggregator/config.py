@@ -34,6 +34,16 @@ class PacingSettings(msgspec.Struct, frozen=True):
     resting_max_s: Annotated[float, Meta(ge=0.0, le=2_678_400.0)] = 900.0
 
 
+class ConsoleSettings(msgspec.Struct, frozen=True):
+    """The web console; `serve --console-port` switches it on too."""
+
+    enabled: bool = False
+    host: Annotated[str, Meta(min_length=1, max_length=255)] = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535)] = 8321  # 0: a free one, another one at each start.
+    proxy_count: Annotated[int, Meta(ge=0, le=4)] = 0  # Reverse proxies in front, whose X-Forwarded headers are believed.
+    metrics_token_file: str = ""  # Holds the token with which a program may read /metrics.
+
+
 class AggregatorSettings(msgspec.Struct, frozen=True):
     """All settings of one aggregator."""
 
@@ -41,6 +51,7 @@ class AggregatorSettings(msgspec.Struct, frozen=True):
     database_url: str = ""  # Empty: SQLite beside the settings.
     broker: BrokerSettings = BrokerSettings()
     pacing: PacingSettings = PacingSettings()
+    console: ConsoleSettings = ConsoleSettings()
     command_interval_s: Annotated[float, Meta(ge=0.05, le=60.0)] = 0.25  # Between looks for the operator's commands.
     update_quiet_s: Annotated[float, Meta(ge=0.1, le=600.0)] = 2.0  # Silence after which missing chunks are asked for.
 
