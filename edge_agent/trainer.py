@@ -18,6 +18,7 @@ from edge_agent import work
 from edge_agent.adapters.example_store import ExampleStore
 from edge_agent.child import run_child
 from edge_agent.held_model import HeldModel
+from edge_agent.model_inputs import as_inputs
 from federated_core.adapters.atomic_file import write_atomically
 from federated_core.engines.engine import EvaluationSession, TrainingSession
 from federated_core.engines.onnxruntime_engine import OnnxruntimeEngine
@@ -79,7 +80,7 @@ class Trainer:
             raise NotEnoughExamplesError(
                 f"{len(label)} training examples, the plan asks for {piece.plan.example_count_min}"
             )
-        inputs = _as_inputs(model.bundle, x)
+        inputs = as_inputs(model.bundle, x)
         start = {**unflatten(layout, base), **fit_personal(model.bundle, inputs)}
         began_s = time.monotonic()
         metrics = _evaluate(model, start, *store.load("holdout", piece.plan.example_count_max))
@@ -145,17 +146,10 @@ class Trainer:
         work.write_message(self._out, outcome)
 
 
-def _as_inputs(bundle: Bundle, x: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
-    names = [value.name for value in bundle.description.inputs]
-    if len(names) != 1:
-        raise LocalMisuseError(f"the example store holds one input, this model has {', '.join(names)}")
-    return {names[0]: x}
-
-
 def _evaluate(model: OpenBundle, tensors: Tensors, x: NDArray[np.float32], label: NDArray[np.int64]) -> Metrics:
     if len(label) == 0:
         return Metrics(0, 0, 0.0)
-    score = model.evaluation.evaluate(tensors, _as_inputs(model.bundle, x), label)
+    score = model.evaluation.evaluate(tensors, as_inputs(model.bundle, x), label)
     return Metrics(score.example_count, score.correct_count, max(0.0, score.loss_sum))
 
 

@@ -113,19 +113,19 @@ class FetchFailed(msgspec.Struct, frozen=True):
     """Something cannot be had now."""
 
 
-class Installed(msgspec.Struct, frozen=True):
+class Installed(msgspec.Struct, frozen=True, tag=True):
     """The candidate's bytes are those of its manifest and lie durably beside what runs."""
 
 
-class BaseMoved(msgspec.Struct, frozen=True):
+class BaseMoved(msgspec.Struct, frozen=True, tag=True):
     """Training went on meanwhile: what was fetched does not fit what is held any more."""
 
 
-class Passed(msgspec.Struct, frozen=True):
+class Passed(msgspec.Struct, frozen=True, tag=True):
     """The trial found nothing against the candidate."""
 
 
-class Unfit(msgspec.Struct, frozen=True):
+class Unfit(msgspec.Struct, frozen=True, tag=True):
     """Installation or trial found the candidate wanting."""
 
     reason: ReleaseReason

@@ -53,16 +53,15 @@ def judge_offer(signed: SignedManifest, fetch: tuple[Artifact, ...], trust: Trus
     return manifest if refusal is None else Refused(refusal, manifest)
 
 
-def judge_content(manifest: ReleaseManifest, bundle: bytes, checkpoint: bytes) -> Refusal | None:
-    """Return why these bytes are not what the manifest names, None if they are."""
-    for what, reference, data in (("bundle", manifest.bundle, bundle), ("checkpoint", manifest.checkpoint, checkpoint)):
-        if len(data) < reference.size_bytes:
-            return Refusal("truncated", f"{what}: expected {reference.size_bytes} bytes, got {len(data)}")
-        if len(data) > reference.size_bytes:
-            return Refusal("oversized", f"{what}: expected {reference.size_bytes} bytes, got {len(data)}")
-        found = hashlib.sha256(data).digest()
-        if found != reference.digest:
-            return Refusal("digest-mismatch", f"{what}: expected {_short(reference.digest)}, got {_short(found)}")
+def judge_bytes(what: str, reference: BlobReference, data: bytes) -> Refusal | None:
+    """Return why ``data`` is not the ``reference`` that a manifest names, None if it is."""
+    if len(data) < reference.size_bytes:
+        return Refusal("truncated", f"{what}: expected {reference.size_bytes} bytes, got {len(data)}")
+    if len(data) > reference.size_bytes:
+        return Refusal("oversized", f"{what}: expected {reference.size_bytes} bytes, got {len(data)}")
+    found = hashlib.sha256(data).digest()
+    if found != reference.digest:
+        return Refusal("digest-mismatch", f"{what}: expected {_short(reference.digest)}, got {_short(found)}")
     return None
 
 

@@ -10,7 +10,7 @@ import pytest
 from federated_core.errors import LocalMisuseError, RemoteProtocolError
 from federated_core.protocol.keys import SigningKey, bundle_statement
 from federated_core.protocol.messages import Artifact, BlobReference, ReleaseReason, SignedManifest
-from federated_core.release.acceptance import Refused, Trust, judge_content, judge_offer
+from federated_core.release.acceptance import Refused, Trust, judge_bytes, judge_offer
 from federated_core.release.manifest import (
     ReleaseManifest,
     decode_manifest,
@@ -162,20 +162,20 @@ def test_only_what_the_model_key_signed_tells_its_number() -> None:
     assert forged.manifest is None
 
 
-def test_content_is_accepted_only_to_the_last_byte() -> None:
-    assert judge_content(MANIFEST, BUNDLE, CHECKPOINT) is None
-    cases = [
-        (BUNDLE[:-1], CHECKPOINT, "truncated"),
-        (BUNDLE, b"", "truncated"),
-        (BUNDLE + b"!", CHECKPOINT, "oversized"),
-        (BUNDLE, CHECKPOINT + b"!", "oversized"),
-        (b"B" + BUNDLE[1:], CHECKPOINT, "digest-mismatch"),
-        (BUNDLE, CHECKPOINT[:-1] + b"!", "digest-mismatch"),
-    ]
-    for bundle, checkpoint, expected in cases:
-        refusal = judge_content(MANIFEST, bundle, checkpoint)
-        assert refusal is not None
-        assert refusal.reason == expected
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (CHECKPOINT, None),
+        (CHECKPOINT[:-1], "truncated"),
+        (b"", "truncated"),
+        (CHECKPOINT + b"!", "oversized"),
+        (b"C" + CHECKPOINT[1:], "digest-mismatch"),
+        (CHECKPOINT[:-1] + b"!", "digest-mismatch"),
+    ],
+)
+def test_content_is_accepted_only_to_the_last_byte(data: bytes, expected: ReleaseReason | None) -> None:
+    refusal = judge_bytes("checkpoint", MANIFEST.checkpoint, data)
+    assert (refusal.reason if refusal else None) == expected
 
 
 def test_a_manifest_that_no_device_would_read_is_not_signed() -> None:
