@@ -96,6 +96,12 @@ class ProcessGroups:
         codes = {group: process.poll() for group, process in self._started}
         return {group: code for group, code in codes.items() if code is not None}
 
+    def forget(self, group: str) -> None:
+        """Wait for the processes of a group that were killed on purpose; the group may be started again."""
+        for process in [process for name, process in self._started if name == group]:
+            process.wait()
+        self._started = [(name, process) for name, process in self._started if name != group]
+
     def check(self) -> None:
         """Raise MemoryLimitExceededError if the limit was passed."""
         if self.limit_passed.is_set():

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from scripts.benchmarks import demo
 from scripts.benchmarks.flower_peer import measure_flower
 
 Figures = dict[str, Any]
@@ -25,6 +26,7 @@ def add_flower(parser: argparse.ArgumentParser) -> None:
 
 
 BENCHMARKS: dict[str, tuple[Callable[[argparse.Namespace], Figures], Callable[[argparse.ArgumentParser], None]]] = {
+    "demo": (demo.demo, demo.add_options),
     "flower": (flower, add_flower),
 }
 

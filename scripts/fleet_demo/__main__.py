@@ -201,7 +201,7 @@ class _Run:
     ) -> dict[str, Any]:
         status = service.status()
         traffic = {name: sum(one[name] for one in status["tasks"][TASK]) for name in TRAFFIC}
-        idle = [size for group, size in self._wait_for_rest().items() if group != AGGREGATOR]
+        idle = [size for group, size in self._fleet.wait_for_rest().items() if group != AGGREGATOR]
         peak = [size for group, size in self._groups.peak_bytes.items() if group != AGGREGATOR]
         figures = summarize(
             RunFacts(
@@ -221,16 +221,6 @@ class _Run:
         )
         show_outcome(self._console, figures)
         return figures
-
-    def _wait_for_rest(self) -> dict[str, int]:
-        """Return the memory of each agent once its trainer is gone."""
-        deadline_s = time.monotonic() + 15.0
-        while time.monotonic() < deadline_s:
-            counts = {group: len(ids) for group, ids in self._groups.members().items() if group != AGGREGATOR}
-            if counts and all(count == 1 for count in counts.values()):
-                break
-            time.sleep(0.1)
-        return self._groups.resident_bytes()
 
 
 def _make_folder(folder: Path) -> None:

@@ -21,6 +21,7 @@ from scripts.process_groups import ProcessGroups
 AGGREGATOR = "aggregator"
 START_TIMEOUT_S = 20.0
 POLL_S = 0.02
+REST_TIMEOUT_S = 15.0
 
 AGGREGATOR_SETTINGS = """\
 fleet = "demo"
@@ -69,11 +70,21 @@ class Fleet:
         """Folder of the aggregator's state."""
         return self._state
 
-    def start_aggregator(self) -> Service:
+    def start_aggregator(self, broker_kind: str = "embedded") -> Service:
         """Start the aggregator and return the operator's way in, once devices can connect."""
         self._state.mkdir(parents=True)
-        (self._state / "aggregator.toml").write_text(AGGREGATOR_SETTINGS)
+        settings = AGGREGATOR_SETTINGS + f'\n[broker]\nkind = "{broker_kind}"\n'
+        (self._state / "aggregator.toml").write_text(settings)
         self._events.touch()
+        return self.restart_aggregator()
+
+    def restart_agent(self, name: str) -> None:
+        """Start an agent on the state that is there."""
+        self._start(name, "edge_agent.cli", "run", "--state", self._folder / "devices" / name)
+
+    def restart_aggregator(self) -> Service:
+        """Start the aggregator on the state that is there."""
+        (self._state / ENDPOINT_NAME).unlink(missing_ok=True)
         self._start(AGGREGATOR, "cloud_aggregator.cli", "serve", "--state", self._state, "--events", self._events)
         deadline_s = time.monotonic() + START_TIMEOUT_S
         while not (self._state / ENDPOINT_NAME).exists():
@@ -124,6 +135,16 @@ class Fleet:
                         raise AdapterError(f"nothing happened for {timeout_s:.0f} s; see {self.log_of(AGGREGATOR)}")
                     yield None
                     time.sleep(POLL_S)
+
+    def wait_for_rest(self) -> dict[str, int]:
+        """Wait until the trainers are gone, and return what each process holds in memory then, in bytes by group."""
+        deadline_s = time.monotonic() + REST_TIMEOUT_S
+        while time.monotonic() < deadline_s:
+            counts = [len(ids) for group, ids in self._groups.members().items() if group != AGGREGATOR]
+            if counts and max(counts) == 1:
+                break
+            time.sleep(POLL_S)
+        return self._groups.resident_bytes()
 
     def check(self) -> None:
         """Raise AdapterError if a process ended that should run."""
