@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.benchmarks.process_groups import MIB, MemoryLimitExceededError, ProcessGroups
+from scripts.process_groups import MIB, MemoryLimitExceededError, ProcessGroups
 
 pytestmark = pytest.mark.process
 
