@@ -306,6 +306,8 @@ def step(state: RoundState, event: RoundEvent) -> Transition:
             return completed, (Finish(state.waiting),)
         case ((Aggregating() | Completed()), Reported(device, _)):
             return state, (Acknowledge(device, "accepted" if _is_accepted(state.accepted, device) else "late"),)
+        case Abandoned(), Reported(device, _):
+            return state, (Acknowledge(device, "late"),)  # Its cancellation was lost: it must not report for ever.
         case Completed() | Abandoned(), Restarted():
             return state, (Finish(()),)
         case _:
