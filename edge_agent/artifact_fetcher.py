@@ -20,9 +20,17 @@ FetchResult = Literal["whole", "failed"] | None
 
 
 class ArtifactFetcher:
-    """One download at a time; sets the timer ``quiet`` of the inbox."""
+    """One download at a time; sets one timer of the inbox."""
 
-    def __init__(self, blobs: BlobStore, inbox: Inbox[Any], send: Callable[[messages.ChunkRequest], None]) -> None:
+    def __init__(
+        self,
+        blobs: BlobStore,
+        inbox: Inbox[Any],
+        send: Callable[[messages.ChunkRequest], None],
+        timer: str = "quiet",
+    ) -> None:
+        """Store in ``blobs`` what is asked for by ``send``; `note_silence` belongs to ``timer``."""
+        self._timer = timer
         self._receiver = BlobReceiver(blobs)
         self._inbox = inbox
         self._send = send
@@ -64,7 +72,7 @@ class ArtifactFetcher:
                 case transfer.AskFor(digest, indices):
                     self._send(messages.ChunkRequest(digest, indices))
                 case transfer.AwaitChunks(silence_count):
-                    self._inbox.set_timer("quiet", min(SILENCE_MAX_S, MULTICAST_GRACE_S * 2.0**silence_count))
+                    self._inbox.set_timer(self._timer, min(SILENCE_MAX_S, MULTICAST_GRACE_S * 2.0**silence_count))
         match self._state:
             case transfer.Fetched():
                 return "whole"

@@ -84,6 +84,7 @@ def _run(options: argparse.Namespace) -> int:
     from edge_agent.adapters.journal import Journal
     from edge_agent.adapters.sensors import Sensors
     from edge_agent.adapters.trainer_process import DEFAULT_COMMAND, open_trainer
+    from edge_agent.adapters.trial_process import open_trial
     from edge_agent.config import load_settings
     from edge_agent.runtime import News, Runtime, StopAsked
     from federated_core.adapters.blob_store import BlobStore
@@ -128,6 +129,7 @@ def _run(options: argparse.Namespace) -> int:
         journal=journal,
         blobs=BlobStore(folder, open_max=32),
         trainer=open_trainer(inbox.put, settings.trainer.command or DEFAULT_COMMAND, settings.trainer.thread_count),
+        trial=open_trial(inbox.put),
         sensors=Sensors(folder, settings.eligibility),
         chance=SystemChance(),
         now_s=time.time,

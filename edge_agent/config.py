@@ -30,12 +30,22 @@ class StoreSettings(msgspec.Struct, frozen=True):
     gap_s: Annotated[float, Meta(ge=0.0, le=86_400.0)] = 10.0  # Left out on either side of a border.
 
 
+class ReleaseSettings(msgspec.Struct, frozen=True):
+    """Which releases this device takes, and how it tries them."""
+
+    families: tuple[str, ...] = ()  # Names of models; empty: whatever the fleet releases.
+    size_max_mib: Annotated[int, Meta(ge=1, le=1024)] = 64  # Of a bundle, and again of a checkpoint.
+    trial_timeout_s: Annotated[float, Meta(ge=1.0, le=86_400.0)] = 300.0  # For installing a release, and for its trial.
+    status_interval_s: Annotated[float, Meta(ge=1.0, le=2_678_400.0)] = 21_600.0  # Between words about what runs.
+
+
 class AgentSettings(msgspec.Struct, frozen=True):
     """All settings of one agent."""
 
     eligibility: Policy = Policy()
     trainer: TrainerSettings = TrainerSettings()
     store: StoreSettings = StoreSettings()
+    releases: ReleaseSettings = ReleaseSettings()
     answer_timeout_s: Annotated[float, Meta(ge=0.1, le=3600.0)] = 30.0  # Silence after which something is said again.
     watch_interval_s: Annotated[float, Meta(ge=0.1, le=60.0)] = 1.0  # Between looks at the sensors while training.
     idle_interval_s: Annotated[float, Meta(ge=1.0, le=3600.0)] = 30.0  # Between looks while resting.

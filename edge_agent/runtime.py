@@ -12,12 +12,15 @@ from typing import Protocol, assert_never
 import msgspec
 
 from edge_agent import session, work
+from edge_agent.adapters.chance import Chance
 from edge_agent.adapters.identity import Identity
 from edge_agent.adapters.journal import HELD, Journal
 from edge_agent.adapters.trainer_process import TrainerExited, TrainerNews, TrainerSaid
+from edge_agent.adapters.trial_process import TrialExited, TrialNews, TrialSaid
 from edge_agent.artifact_fetcher import ArtifactFetcher
 from edge_agent.config import AgentSettings
 from edge_agent.eligibility import Conditions, ineligibilities, waivers
+from edge_agent.update_desk import TIMERS, TrialLike, UpdateDesk
 from federated_core.adapters.blob_store import BlobStore
 from federated_core.adapters.chunk_sender import ChunkSender, Outlet
 from federated_core.adapters.inbox import Inbox, TimerFired
@@ -34,7 +37,7 @@ class StopAsked(msgspec.Struct, frozen=True):
     """The process is asked to end."""
 
 
-News = LinkNews | TrainerNews | TimerFired | StopAsked
+News = LinkNews | TrainerNews | TrialNews | TimerFired | StopAsked
 
 
 class SensorsLike(Protocol):
@@ -67,16 +70,6 @@ class TrainerLike(Protocol):
         """Know that a process has ended."""
 
 
-class Chance(Protocol):
-    """Where randomness comes from: the operating system, or a simulation's seed."""
-
-    def uniform(self, low: float, high: float) -> float:
-        """Draw from an interval."""
-
-    def token_bytes(self, count: int) -> bytes:
-        """Draw bytes that nobody can guess."""
-
-
 class Runtime:
     """One device. `handle` takes one piece of news; `run` takes them from the inbox until it is asked to stop."""
 
@@ -91,6 +84,7 @@ class Runtime:
         journal: Journal,
         blobs: BlobStore,
         trainer: TrainerLike,
+        trial: TrialLike,
         sensors: SensorsLike,
         chance: Chance,
         now_s: Callable[[], float],
@@ -113,6 +107,19 @@ class Runtime:
         self._now_s = now_s
         self._chunks = ChunkSender(link, blobs)
         self._fetcher = ArtifactFetcher(blobs, inbox, self._send)
+        self._updates = UpdateDesk(
+            folder=folder,
+            settings=settings.releases,
+            fleet=self._grant.fleet,
+            model_key=identity.token.model_key,
+            inbox=inbox,
+            journal=journal,
+            blobs=blobs,
+            trial=trial,
+            chance=chance,
+            now_s=now_s,
+            send=self._send,
+        )
         self._up = topics.device_up(self._grant.fleet, self._grant.device)
         self._down = topics.device_down(self._grant.fleet, self._grant.device)
         self._state: session.SessionState = journal.load("session", session.STATES) or session.Resting()
@@ -132,6 +139,7 @@ class Runtime:
             if news is not None:
                 self.handle(news)
         self._trainer.kill()
+        self._updates.stop()
 
     def start(self) -> None:
         """Go on from the journaled state."""
@@ -140,6 +148,7 @@ class Runtime:
         self._sensors.look()  # The first look at the load has nothing to compare with.
         self._inbox.set_timer("look", self._settings.idle_interval_s)
         self._advance(session.Restarted())
+        self._updates.start()
 
     def handle(self, news: News) -> None:
         """Turn one piece of news into events. What others send wrongly is counted and forgotten."""
@@ -156,6 +165,7 @@ class Runtime:
             case LinkUp():
                 _log.info("connected")
                 self._advance(session.LinkRestored())
+                self._updates.note_link()
             case LinkDown(reason):
                 _log.warning("not connected: %s", reason)
             case MessageArrived(topic, payload):
@@ -168,6 +178,8 @@ class Runtime:
                 self._hear_trainer(outcome)
             case TrainerExited(pid, code):
                 self._bury_trainer(pid, code)
+            case TrialSaid() | TrialExited():
+                self._updates.hear(news)
             case StopAsked():
                 pass
             case _:
@@ -192,14 +204,19 @@ class Runtime:
         if isinstance(frame, wire.ChunkFrame):
             if self._fetcher.take(frame) == "whole":
                 self._conclude_fetch()
+            self._updates.take(frame)
             return
         message = wire.open_message(frame, topic, self._identity.token.verify_key, _ANSWERS)
         match message:
             case messages.ChunksMissing(digest, indices):
                 self._chunks.want(self._up, tuple(Chunk(digest, index) for index in indices))
+            case messages.BlobUnavailable(digest) if self._updates.is_fetching(digest):
+                self._updates.give_up_fetching()
             case messages.BlobUnavailable():
                 self._fetcher.give_up()
                 self._advance(session.FetchFailed("fetch-failed"))
+            case messages.ReleaseOffer() | messages.ReleaseAnnouncement() | messages.ReleaseAcknowledgement():
+                self._updates.receive(message)
             case _:
                 self._advance(message)
 
@@ -224,6 +241,8 @@ class Runtime:
                 self._inbox.set_timer("look", self._settings.idle_interval_s)
             case "kill" | "linger":
                 self._trainer.kill()
+            case _ if name.startswith(TIMERS):
+                self._updates.ring(name.removeprefix(TIMERS))
             case _:
                 raise LocalMisuseError(f"timer: nobody set {name!r}")
 

@@ -2,6 +2,17 @@
 
 import random
 import secrets
+from typing import Protocol
+
+
+class Chance(Protocol):
+    """Where randomness comes from: the operating system, or a simulation's seed."""
+
+    def uniform(self, low: float, high: float) -> float:
+        """Draw from an interval."""
+
+    def token_bytes(self, count: int) -> bytes:
+        """Draw bytes that nobody can guess."""
 
 
 class SystemChance:
