@@ -24,12 +24,14 @@ class Keyring(msgspec.Struct, frozen=True):
 
 
 def make_keys(folder: Path) -> None:
-    """Make every key that is not there yet; existing ones are never replaced."""
+    """Make every key that is not there yet; existing ones are never replaced, nor is a model key that was moved away."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    for name in ("signing.key", "sealing.key", "selection.key", "client.id", MODEL_KEY_NAME):
+    public = folder / "model.pub"
+    names = ["signing.key", "sealing.key", "selection.key", "client.id"]
+    names += [] if public.exists() else [MODEL_KEY_NAME]
+    for name in names:
         if not (folder / name).exists():
             write_atomically(folder / name, os.urandom(_SECRET_BYTES))
-    public = folder / "model.pub"
     if not public.exists():
         write_atomically(public, SigningKey(read_secret(folder / MODEL_KEY_NAME)).public, mode=0o644)
 
