@@ -22,9 +22,9 @@ from cloud_aggregator.task_desk import TaskDesk
 from cloud_aggregator.traffic import TrafficMeter
 from cloud_aggregator.update_intake import FETCH_TIMER, UpdateIntake
 from federated_core.adapters.blob_store import BlobStore
-from federated_core.adapters.chunk_sender import ChunkSender, Outlet
+from federated_core.adapters.chunk_sender import ChunkSender
 from federated_core.adapters.inbox import Inbox, TimerFired
-from federated_core.adapters.link import LinkDown, LinkNews, LinkUp, MessageArrived, MessageSent
+from federated_core.adapters.link import Link, LinkDown, LinkNews, LinkUp, MessageArrived, MessageSent
 from federated_core.errors import AdapterError, FallowError, LocalMisuseError, RemoteProtocolError
 from federated_core.protocol import enrollment, keys, messages, topics, wire
 from federated_core.protocol.transfer import Chunk, Outgoing
@@ -59,7 +59,7 @@ class Coordinator:
         database: Database,
         blobs: BlobStore,
         inbox: Inbox[News],
-        link: Outlet,
+        link: Link,
         broker: BrokerDirectory,
         restart_broker: Callable[[], None],
         announce: Callable[[Event], None],

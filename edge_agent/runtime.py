@@ -22,9 +22,9 @@ from edge_agent.config import AgentSettings
 from edge_agent.eligibility import Conditions, ineligibilities, waivers
 from edge_agent.update_desk import TIMERS, TrialLike, UpdateDesk
 from federated_core.adapters.blob_store import BlobStore
-from federated_core.adapters.chunk_sender import ChunkSender, Outlet
+from federated_core.adapters.chunk_sender import ChunkSender
 from federated_core.adapters.inbox import Inbox, TimerFired
-from federated_core.adapters.link import LinkDown, LinkNews, LinkUp, MessageArrived, MessageSent
+from federated_core.adapters.link import Link, LinkDown, LinkNews, LinkUp, MessageArrived, MessageSent
 from federated_core.errors import AdapterError, LocalMisuseError, RemoteProtocolError
 from federated_core.protocol import keys, messages, topics, wire
 from federated_core.protocol.transfer import Chunk
@@ -80,7 +80,7 @@ class Runtime:
         settings: AgentSettings,
         identity: Identity,
         inbox: Inbox[News],
-        link: Outlet,
+        link: Link,
         journal: Journal,
         blobs: BlobStore,
         trainer: TrainerLike,

@@ -18,7 +18,7 @@ class BlobReceiver:
         self._open: dict[tuple[str, bytes], tuple[bytes, PartialBlob]] = {}
 
     def expect(self, references: Iterable[BlobReference], owner: str = "") -> tuple[Chunk, ...]:
-        """Open what is not in the store yet, and return its missing chunks in order; AdapterError if there is no room."""
+        """Open what is not in the store yet; return its missing chunks in order. AdapterError if there is no room."""
         missing: list[Chunk] = []
         for reference in references:
             if self._store.has(reference.digest.hex()):

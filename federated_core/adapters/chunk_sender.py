@@ -2,10 +2,10 @@
 
 import logging
 from collections.abc import Callable
-from typing import Protocol
 
 from federated_core.adapters.blob_store import BlobStore
 from federated_core.adapters.blob_transfer import read_chunk
+from federated_core.adapters.link import Link
 from federated_core.errors import AdapterError
 from federated_core.protocol.transfer import Chunk, ChunkSent, ChunksWanted, Outgoing, SendEvent, Sending, step_send
 from federated_core.protocol.wire import chunk_payload
@@ -13,19 +13,10 @@ from federated_core.protocol.wire import chunk_payload
 _log = logging.getLogger(__name__)
 
 
-class Outlet(Protocol):
-    """Where messages go out: a link to a broker, or what stands in for it."""
-
-    def send(self, topic: str, payload: bytes) -> int:
-        """Queue a message and return its ticket; AdapterError when there is no room."""
-
-
 class ChunkSender:
     """Sends wanted chunks, a window at a time; the owner of the loop tells it what the broker acknowledged."""
 
-    def __init__(
-        self, link: Outlet, store: BlobStore, note: Callable[[Outgoing, int], None] = lambda outgoing, size_bytes: None
-    ) -> None:
+    def __init__(self, link: Link, store: BlobStore, note: Callable[[Outgoing, int], None] | None = None) -> None:
         """Send by ``link``; ``note`` hears of every chunk that goes out, with its payload's bytes."""
         self._link = link
         self._note = note
@@ -47,13 +38,17 @@ class ChunkSender:
         self._state, actions = step_send(self._state, event)
         for action in actions:
             outgoing = action.outgoing
-            data = read_chunk(self._store, outgoing.chunk)
             try:
-                if data is None:
-                    raise AdapterError(f"no chunk {outgoing.chunk.index} of {outgoing.chunk.digest.hex()} any more")
-                payload = chunk_payload(outgoing.chunk.digest, outgoing.chunk.index, data)
-                self._tickets.add(self._link.send(outgoing.topic, payload))
-                self._note(outgoing, len(payload))
+                self._send(outgoing)
             except AdapterError as error:
                 _log.warning("chunk not sent, it will be asked for again: %s", error)
                 self._advance(ChunkSent())
+
+    def _send(self, outgoing: Outgoing) -> None:
+        data = read_chunk(self._store, outgoing.chunk)
+        if data is None:
+            raise AdapterError(f"no chunk {outgoing.chunk.index} of {outgoing.chunk.digest.hex()} any more")
+        payload = chunk_payload(outgoing.chunk.digest, outgoing.chunk.index, data)
+        self._tickets.add(self._link.send(outgoing.topic, payload))
+        if self._note is not None:
+            self._note(outgoing, len(payload))

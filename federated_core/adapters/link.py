@@ -80,20 +80,5 @@ class LinkSettings:
 class Link(Protocol):
     """What a runtime asks of its link; the news comes to the receiver that the link was made with."""
 
-    @property
-    def sent_bytes(self) -> int:
-        """Payload bytes handed to connections so far, repetitions included."""
-
-    @property
-    def received_bytes(self) -> int:
-        """Payload bytes that arrived so far."""
-
-    @property
-    def queued_count(self) -> int:
-        """Messages that wait or are not acknowledged."""
-
     def send(self, topic: str, payload: bytes) -> int:
         """Queue a message and return its ticket; `AdapterError` when the queue is full."""
-
-    def close(self) -> None:
-        """Disconnect; what was not sent is dropped, and no news comes afterwards."""

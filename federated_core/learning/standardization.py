@@ -53,7 +53,9 @@ def fit_personal(bundle: Bundle, inputs: Mapping[str, NDArray[Any]]) -> dict[str
             statistic = 1.0 / np.where(deviation < _DEVIATION_MIN, 1.0, deviation)
         shape = shapes[fit.parameter]
         if statistic.size != np.prod(shape, dtype=np.int64):
-            raise LocalMisuseError(f"'{fit.parameter}' has shape {shape}, its statistic over axes {fit.axes} {statistic.size} values")
+            raise LocalMisuseError(
+                f"'{fit.parameter}' has shape {shape}, its statistic over axes {fit.axes} has {statistic.size} values"
+            )
         fitted[fit.parameter] = statistic.reshape(shape).astype(np.float32)
     return fitted
 

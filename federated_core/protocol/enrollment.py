@@ -12,7 +12,7 @@ from msgspec import Meta
 from federated_core.errors import RemoteProtocolError
 from federated_core.protocol.messages import EnrollmentRequest, Identifier
 
-TOKEN_PREFIX = "fallow1-"
+TOKEN_PREFIX = "fallow1-"  # noqa: S105 - what every token begins with.
 
 
 class Token(msgspec.Struct, frozen=True):
@@ -38,7 +38,7 @@ def decode_token(text: str) -> Token:
     """Return the token in ``text``, or raise RemoteProtocolError."""
     text = text.strip()
     if not text.startswith(TOKEN_PREFIX):
-        raise RemoteProtocolError(f"enrollment token: expected text that begins with {TOKEN_PREFIX!r}, got {text[:12]!r}")
+        raise RemoteProtocolError(f"enrollment token: expected text from {TOKEN_PREFIX!r} on, got {text[:12]!r}")
     encoded = text.removeprefix(TOKEN_PREFIX)
     try:
         return msgspec.msgpack.decode(base64.urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4)), type=Token)
@@ -58,7 +58,8 @@ def broker_password(secret: bytes) -> str:
 
 def prove(secret: bytes, fleet: str, request: EnrollmentRequest) -> bytes:
     """Return the proof that belongs into ``request`` (its own proof field is not read)."""
-    parts = [b"fallow/v1 enroll", fleet.encode(), request.token.encode(), request.verify_key, request.seal_key, request.nonce, request.machine]
+    named = [b"fallow/v1 enroll", fleet.encode(), request.token.encode()]
+    parts = [*named, request.verify_key, request.seal_key, request.nonce, request.machine]
     return hmac.new(secret, msgspec.msgpack.encode(parts), hashlib.sha256).digest()
 
 

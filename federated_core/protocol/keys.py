@@ -10,7 +10,8 @@ from federated_core.errors import RemoteProtocolError
 SIGNATURE_BYTES = 64
 SEAL_OVERHEAD_BYTES = 48  # 32 of the encapsulated key, 16 of the tag.
 
-_SUITE = Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.CHACHA20_POLY1305)  # ChaCha: many small boards have no AES instructions.
+# ChaCha: many small boards have no AES instructions.
+_SUITE = Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.CHACHA20_POLY1305)
 
 
 class SigningKey:
@@ -46,7 +47,7 @@ class SealingKey:
         try:
             return _SUITE.decrypt(sealed, self._key, info=context)
         except (InvalidTag, ValueError) as error:
-            raise RemoteProtocolError("sealed data: expected data sealed to this key and context, got another") from error
+            raise RemoteProtocolError("sealed data: expected what was sealed to this key and context") from error
 
 
 def seal(public: bytes, data: bytes, context: bytes) -> bytes:
@@ -62,7 +63,8 @@ def seal(public: bytes, data: bytes, context: bytes) -> bytes:
 
 def update_context(fleet: str, device: str, task: str, round_number: int, base: bytes) -> bytes:
     """Context under which an update is sealed: it opens for no other device, round or base checkpoint."""
-    return b"\0".join([b"fallow/v1 update", fleet.encode(), device.encode(), task.encode(), str(round_number).encode(), base])
+    names = (fleet, device, task, str(round_number))
+    return b"\0".join([b"fallow/v1 update", *(name.encode() for name in names), base])
 
 
 def bundle_statement(bundle: bytes) -> bytes:

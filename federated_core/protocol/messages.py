@@ -1,8 +1,9 @@
 """Every message of the protocol: the structs are the schema.
 
 A device speaks in `DeviceMessage`, the aggregator answers in `AggregatorMessage`; both travel signed (`wire`).
-Enrollment has a pair of its own. Digests are SHA-256 (32 bytes), times are seconds relative to receipt (a device's clock
-may be wrong), counts are plain integers. Fields that a reader does not know are ignored, so that either side may be newer.
+Enrollment has a pair of its own. Digests are SHA-256 (32 bytes), times are seconds relative to receipt (a device's
+clock may be wrong), counts are plain integers. Fields that a reader does not know are ignored, so that either side may
+be newer.
 """
 
 from typing import Annotated, Literal
@@ -39,9 +40,13 @@ Verdict = Literal[
     "malformed",
     "not-finite",
 ]
-AbandonReason = Literal["became-ineligible", "deadline", "too-few-examples", "fetch-failed", "training-failed", "untrusted"]
+AbandonReason = Literal[
+    "became-ineligible", "deadline", "too-few-examples", "fetch-failed", "training-failed", "untrusted"
+]
 EligibilityCode = Literal["eligible", "eligible-by-waiver"]
-EnrollmentRefusalReason = Literal["unknown-token", "expired-token", "used-up-token", "bad-proof", "conflicting-identity"]
+EnrollmentRefusalReason = Literal[
+    "unknown-token", "expired-token", "used-up-token", "bad-proof", "conflicting-identity"
+]
 ReleaseOutcome = Literal["committed", "failed", "refused"]
 ReleaseReason = Literal[
     "wrong-key",
@@ -79,7 +84,7 @@ class BlobReference(msgspec.Struct, frozen=True):
 
 
 class Artifact(msgspec.Struct, frozen=True):
-    """One blob that an assignment needs, in the order in which they apply; ``multicast`` if the whole cohort hears it."""
+    """A blob that an assignment needs, in order of use; ``multicast`` if the whole cohort hears it unasked."""
 
     kind: ArtifactKind
     blob: BlobReference
@@ -214,7 +219,7 @@ class BlobUnavailable(msgspec.Struct, frozen=True, tag_field="type", tag="blob-u
 
 
 class EnrollmentRequest(msgspec.Struct, frozen=True, tag_field="type", tag="enrollment-request"):
-    """A device asks for an identity; ``proof`` is an HMAC-SHA256 by the token's secret over all that stands before it."""
+    """A device asks for an identity; ``proof`` is an HMAC-SHA256 by the token's secret over what stands before it."""
 
     token: Identifier
     verify_key: Annotated[bytes, Meta(min_length=32, max_length=32)]
@@ -283,7 +288,7 @@ class ReleaseStatus(msgspec.Struct, frozen=True, tag_field="type", tag="release-
 
 
 class ReleaseOffer(msgspec.Struct, frozen=True, tag_field="type", tag="release-offer"):
-    """A release for this device, and what it must fetch for it; ``number`` and ``fetch`` are the aggregator's word only."""
+    """A release for this device, and what it must fetch for it; only ``manifest`` is the model key's word."""
 
     number: ReleaseNumber
     manifest: SignedManifest

@@ -117,7 +117,9 @@ def step_fetch(state: FetchState, event: FetchEvent) -> tuple[FetchState, tuple[
 def _ask(missing: tuple[Chunk, ...], silence_count: int) -> tuple[FetchState, tuple[FetchAction, ...]]:
     batch = missing[:FETCH_BATCH]
     digests = dict.fromkeys(chunk.digest for chunk in batch)
-    requests = tuple(AskFor(digest, tuple(chunk.index for chunk in batch if chunk.digest == digest)) for digest in digests)
+    requests = tuple(
+        AskFor(digest, tuple(chunk.index for chunk in batch if chunk.digest == digest)) for digest in digests
+    )
     return Fetching(missing, batch, silence_count), (*requests, AwaitChunks(silence_count))
 
 
@@ -166,4 +168,6 @@ def step_send(state: Sending, event: SendEvent) -> tuple[Sending, tuple[SendChun
             state = Sending(state.waiting, max(0, state.in_flight_count - 1))
     free = max(0, WINDOW - state.in_flight_count)
     now = state.waiting[:free]
-    return Sending(state.waiting[free:], state.in_flight_count + len(now)), tuple(SendChunk(outgoing) for outgoing in now)
+    return Sending(state.waiting[free:], state.in_flight_count + len(now)), tuple(
+        SendChunk(outgoing) for outgoing in now
+    )

@@ -64,7 +64,9 @@ def decode_frame(payload: bytes) -> Frame:
     if isinstance(frame, SignedFrame) and frame.version != PROTOCOL_VERSION:
         raise RemoteProtocolError(f"frame: expected protocol version {PROTOCOL_VERSION}, got {frame.version}")
     if isinstance(frame, ChunkFrame) and zlib.crc32(frame.data) != frame.crc32:
-        raise RemoteProtocolError(f"chunk {frame.index}: expected crc32 {frame.crc32:08x}, got {zlib.crc32(frame.data):08x}")
+        raise RemoteProtocolError(
+            f"chunk {frame.index}: expected crc32 {frame.crc32:08x}, got {zlib.crc32(frame.data):08x}"
+        )
     return frame
 
 

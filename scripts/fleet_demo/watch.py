@@ -96,9 +96,9 @@ def show_outcome(console: Console, figures: dict[str, Any]) -> None:
     table.add_column("each device's later data", justify="right")
     for arm, text in (
         ("federated", "federated"),
-        ("personalized", "federated, then fine-tuned locally"),
+        ("personalized", "federated, then fine-tuned"),
         ("local", "each device alone"),
-        ("pooled", "all data pooled (what nobody should have to do)"),
+        ("pooled", "all data pooled"),
     ):
         table.add_row(text, f"{figures['unseen'][arm]:.3f}", f"{figures['later'][arm]:.3f}")
     console.print(table)
