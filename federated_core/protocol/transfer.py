@@ -6,8 +6,8 @@
         |  ^-- ChunkStored / Quiet: ask for what is missing
         '--Quiet (too often), Unavailable--> Failed
 
-What is held lies on disk with a bitmap (the blob store), so a transfer that was cut off goes on where it stopped, after a
-reboot as well: the machine starts from what is missing.
+What is held lies on disk with a bitmap (the blob store), so a transfer that was cut off goes on where it stopped, also
+after a reboot: the machine starts from what is missing.
 """
 
 import msgspec
