@@ -23,11 +23,14 @@ class BlobReceiver:
         for reference in references:
             if self._store.has(reference.digest.hex()):
                 continue
-            partial = self._store.open_partial(reference.digest.hex(), reference.size_bytes, CHUNK_BYTES)
+            key = (owner, reference.digest[:DIGEST_PREFIX_BYTES])
+            digest, partial = self._open.get(key, (b"", None))
+            if partial is None or (digest, partial.size_bytes) != (reference.digest, reference.size_bytes):
+                partial = self._store.open_partial(reference.digest.hex(), reference.size_bytes, CHUNK_BYTES)
             if not partial.missing():
                 partial.finish()
                 continue
-            self._open[owner, reference.digest[:DIGEST_PREFIX_BYTES]] = (reference.digest, partial)
+            self._open[key] = (reference.digest, partial)
             missing += [Chunk(reference.digest, index) for index in partial.missing()]
         return tuple(missing)
 
