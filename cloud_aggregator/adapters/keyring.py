@@ -24,7 +24,7 @@ class Keyring(msgspec.Struct, frozen=True):
 
 
 def make_keys(folder: Path) -> None:
-    """Make every key that is not there yet; existing ones are never replaced, nor is a model key that was moved away."""
+    """Make every key that is not there yet; none is ever replaced, nor is a model key that was moved away."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     public = folder / "model.pub"
     names = ["signing.key", "sealing.key", "selection.key", "client.id"]
