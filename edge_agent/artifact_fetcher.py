@@ -1,6 +1,7 @@
 """Fetching the artifacts of one assignment: `transfer.Fetching` between the blob store and the aggregator."""
 
 import logging
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ _log = logging.getLogger(__name__)
 
 MULTICAST_GRACE_S = 1.0  # Multicast chunks that did not come within this time are asked for.
 SILENCE_MAX_S = 30.0
+EARLY_BYTES_MAX = 128 * 1024
 
 FetchResult = Literal["whole", "failed"] | None
 
@@ -35,6 +37,7 @@ class ArtifactFetcher:
         self._inbox = inbox
         self._send = send
         self._state: transfer.FetchState = transfer.Fetched()
+        self._early: deque[ChunkFrame] = deque()
 
     def begin(self, artifacts: tuple[messages.Artifact, ...]) -> FetchResult:
         """Fetch what of ``artifacts`` is not on disk; AdapterError if there is no room for it."""
@@ -42,16 +45,21 @@ class ArtifactFetcher:
         self._state = transfer.Fetching(missing)
         wanted = {chunk.digest for chunk in missing}
         is_multicast = all(artifact.multicast for artifact in artifacts if artifact.blob.digest in wanted)
-        return self._advance(transfer.FetchBegan(is_multicast))
+        result = self._advance(transfer.FetchBegan(is_multicast))
+        early, self._early = self._early, deque()
+        for frame in early:
+            result = self.take(frame) or result
+        return result
 
     def take(self, frame: ChunkFrame) -> FetchResult:
-        """Store a chunk; one that nobody waits for is ignored."""
+        """Store a chunk; one that nobody waits for is kept for a while, and then forgotten."""
         try:
             stored = self._receiver.store(frame)
         except RemoteProtocolError as error:
             _log.warning("%s", error)  # Somebody tampered: nothing of this blob is to be trusted.
             return self._advance(transfer.Unavailable())
         if stored is None:
+            self._remember(frame)
             return None
         return self._advance(transfer.ChunkStored(stored[0]))
 
@@ -62,6 +70,12 @@ class ArtifactFetcher:
     def give_up(self) -> None:
         """Expect nothing any more; what arrived stays on disk for the next time."""
         self._state = transfer.Fetched()
+
+    def _remember(self, frame: ChunkFrame) -> None:
+        """Keep a chunk that nobody waits for yet: a multicast may overtake the assignment that it belongs to."""
+        self._early.append(frame)
+        while sum(len(kept.data) for kept in self._early) > EARLY_BYTES_MAX:
+            self._early.popleft()
 
     def _advance(self, event: transfer.FetchEvent) -> FetchResult:
         if isinstance(self._state, transfer.Fetched):
