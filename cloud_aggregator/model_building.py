@@ -52,7 +52,7 @@ class BuiltBundle(NamedTuple):
     tensors: dict[str, NDArray[np.float32]]
 
 
-def build_bundle(
+def build_bundle(  # noqa: PLR0913 - each argument is a choice of the person who builds the model.
     onnx_bytes: bytes,
     *,
     name: str,
@@ -64,14 +64,15 @@ def build_bundle(
     output: str | None = None,
     optimizer: Optimizer | None = None,
     example_schema_version: int = 1,
+    fixed: Mapping[str, int] | None = None,
 ) -> BuiltBundle:
     """Derive a bundle from an inference model: the same file and choices, the same bytes.
 
     ``trainable`` and ``personal`` are patterns of initializer names (``fc.*``); without ``trainable`` every weight that
-    the loss depends on is trained (see `weights`). Whatever is neither trained nor fitted stays a constant of the
-    graphs, where onnxruntime can fold it; it is in no checkpoint.
+    the loss depends on is trained (see `weights`). ``fixed`` gives sizes to free dimensions, by name. Whatever is
+    neither trained nor fitted stays a constant of the graphs, where onnxruntime can fold it; it is in no checkpoint.
     """
-    model = import_onnx(onnx_bytes)
+    model = import_onnx(onnx_bytes, fixed)
     fitted = [fit.parameter for fit in fits]
     found = weights(model) if trainable is None else matching(model, trainable, "trainable")
     own = matching(model, personal, "personal")

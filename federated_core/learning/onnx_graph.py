@@ -34,13 +34,16 @@ NODE_COUNT_MAX = 20_000
 _IR_VERSION_MIN = 9
 
 
-def import_onnx(data: bytes) -> TypedGraph:
+def import_onnx(data: bytes, fixed: Mapping[str, int] | None = None) -> TypedGraph:
     """Read an ONNX file into a graph in which every value has a type.
 
     Parameters
     ----------
     data : bytes
         An ONNX file of opset 8 or above, one graph in the standard domain, weights inside.
+    fixed : mapping of str to int, optional
+        Sizes for free dimensions, by name: convolutions train with fixed sizes only. Of an unnamed one the name is the
+        input's and the axis: ``x.2``.
 
     Returns
     -------
@@ -63,20 +66,20 @@ def import_onnx(data: bytes) -> TypedGraph:
     """
     model = _converted(_parse(data))
     try:
-        return _typed(model)
+        return _typed(model, fixed)
     except UntrainableModelError:
         raise
     except Exception as error:  # A malformed model breaks onnx, protobuf or numpy in ways that nobody can list.
         raise UntrainableModelError(f"the model is malformed: {error}") from error
 
 
-def _typed(model: onnx.ModelProto) -> TypedGraph:
+def _typed(model: onnx.ModelProto, fixed: Mapping[str, int] | None) -> TypedGraph:
     _hoist_constants(model.graph)
     names = {tensor.name for tensor in model.graph.initializer}
     kept = [value for value in model.graph.input if value.name not in names]
     del model.graph.input[:]
     model.graph.input.extend(kept)
-    types, folded = infer_types(model)
+    types, folded = infer_types(model, fixed)
     graph = _graph(model, folded, types)
     typed = types | {name: Value(name, tensor.dtype, tensor.shape) for name, tensor in graph.constants.items()}
     return TypedGraph(graph, typed)

@@ -31,13 +31,17 @@ class _Inferred(NamedTuple):
     known: dict[str, NDArray[Any]]
 
 
-def infer_types(model: onnx.ModelProto) -> tuple[dict[str, Value], dict[str, NDArray[Any]]]:
+def infer_types(
+    model: onnx.ModelProto, fixed: Mapping[str, int] | None = None
+) -> tuple[dict[str, Value], dict[str, NDArray[Any]]]:
     """Give every value a type, and compute what is fixed although the file computes it.
 
     Parameters
     ----------
     model : onnx.ModelProto
         Of opset 18 or above, constants as initializers. Unnamed free dimensions get their names here.
+    fixed : mapping of str to int, optional
+        Sizes for free dimensions that shall not be free.
 
     Returns
     -------
@@ -64,7 +68,11 @@ def infer_types(model: onnx.ModelProto) -> tuple[dict[str, Value], dict[str, NDA
             raise UntrainableModelError(f"input '{value.name}' is not a tensor")
         for axis, dim in enumerate(value.type.tensor_type.shape.dim):
             if dim.WhichOneof("value") != "dim_value" or dim.dim_value < 0:
-                name = dim.dim_param or ("batch" if axis == 0 else f"{value.name}.{axis}")
+                unnamed = "batch" if axis == 0 else f"{value.name}.{axis}"
+                name = dim.dim_param if any(letter.isalnum() for letter in dim.dim_param) else unnamed
+                if fixed and name in fixed:
+                    dim.dim_value = fixed[name]
+                    continue
                 dim.dim_param = name
                 if name not in probes:
                     probes[name] = _probe(axis, sum(1 for taken in probes.values() if taken != _BATCH_PROBES))

@@ -187,6 +187,15 @@ def test_what_no_wanted_value_depends_on_is_not_differentiated() -> None:
     assert "Sign" in {item.op for item in both.nodes}
 
 
+def test_a_slice_of_all_of_a_free_axis_passes_its_gradient_on() -> None:
+    bounds = {"starts": np.array([0, 1]), "ends": np.array([2**31 - 1, 3]), "axes": np.array([0, 1])}
+    data = onnx_model(
+        [helper.make_node("Slice", ["x", "starts", "ends", "axes"], ["y"])], {"x": ["n", 4]}, {"y": ["n", 2]}, bounds
+    )
+    rng = np.random.default_rng(1)
+    assert worst_error(import_onnx(data), {"x": values((3, 4), rng)}, ["x"], rng) < TOLERANCE
+
+
 def test_a_value_used_twice_gets_the_sum_of_both_gradients() -> None:
     node = helper.make_node
     data = onnx_model(

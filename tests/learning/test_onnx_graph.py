@@ -67,6 +67,11 @@ def test_two_free_dimensions_are_told_apart() -> None:
     assert types["y"].shape[1] == 3
 
 
+def test_free_dimensions_can_be_fixed_by_name() -> None:
+    data = onnx_model([node("Relu", ["x"], ["y"])], {"x": ["n", "side", "?"]}, {"y": ["n", "side", "?"]}, {})
+    assert import_onnx(data, {"side": 7, "x.2": 9}).types["y"].shape == ("n", 7, 9)
+
+
 @pytest.mark.parametrize("opset", [9, 11, 13, 17, 21])
 def test_older_opsets_are_lifted(opset: int) -> None:
     model = import_onnx(gesture_model(opset=opset))

@@ -100,6 +100,8 @@ def _folded(at: Application, g: Expr, axis: int, border: tuple[int, int], size: 
     return along_axis(g, axis, at.builder.constant(matrix))
 
 
+_END: Final = 2**31 - 1
+"""What exporters write for "to the end", or more."""
 _NUMPY_MODES: Final = {"reflect": "reflect", "edge": "edge", "wrap": "wrap"}
 
 
@@ -120,6 +122,8 @@ def cut_out(at: Application) -> Gradients:
     g = at.g
     for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
         size = at.x.shape[axis]
+        if start == 0 and step == 1 and (end >= _END or at.y.shape[axis] == size):
+            continue  # All of it, whatever its size.
         if not isinstance(size, int):
             raise at.refusal(f"the size along axis {axis} must be fixed")
         chosen = range(size)[slice(start, end if step > 0 or end >= -size else None, step)]
