@@ -17,6 +17,7 @@ from cloud_aggregator import commands
 from cloud_aggregator.adapters.database import Event
 from cloud_aggregator.adapters.keyring import make_keys
 from cloud_aggregator.config import CONFIG_NAME, load_settings
+from cloud_aggregator.console.cli import user_app
 from cloud_aggregator.recipe import load_recipe
 from cloud_aggregator.service import KEYS_NAME, Endpoint, Service
 from federated_core.errors import AdapterError, FallowError, LocalMisuseError
@@ -33,6 +34,7 @@ token_app = typer.Typer(help="Invitations with which devices enroll.", no_args_i
 task_app = typer.Typer(help="What the fleet learns.", no_args_is_help=True)
 app.add_typer(token_app, name="token")
 app.add_typer(task_app, name="task")
+app.add_typer(user_app, name="user")
 
 State = Annotated[Path, typer.Option("--state", help="Folder of the aggregator's state.")]
 DEFAULT_STATE = Path("aggregator-state")
@@ -70,8 +72,11 @@ def serve(
         Path | None, typer.Option("--events", help="Append what happens to this file, as JSON lines.")
     ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Log details.")] = False,
+    console_port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Serve the web console at this port; 0: a free one.")
+    ] = None,
 ) -> None:
-    """Run the broker and the rounds until it is stopped."""
+    """Run the broker, the rounds and, if it is asked for, the web console until it is stopped."""
     from cloud_aggregator.serve import serve as run
 
     logging.basicConfig(
@@ -81,9 +86,15 @@ def serve(
     )
     logging.getLogger("alembic").setLevel(logging.WARNING)
 
-    def ready(endpoint: Endpoint) -> None:
+    def ready(endpoint: Endpoint, console: str | None) -> None:
         print(f"devices connect to {endpoint.host}:{endpoint.port}", file=sys.stderr, flush=True)
+        if console is not None:
+            print(f"the console is at {console}", file=sys.stderr, flush=True)
 
+    settings = load_settings(state)
+    if console_port is not None:
+        wanted = msgspec.structs.replace(settings.console, enabled=True, port=console_port)
+        settings = msgspec.structs.replace(settings, console=wanted)
     with contextlib.ExitStack() as stack:
         stream = None if events is None else stack.enter_context(events.open("ab", buffering=0))
 
@@ -91,7 +102,7 @@ def serve(
             if stream is not None:
                 stream.write(msgspec.json.encode(event) + b"\n")
 
-        run(state, load_settings(state), announce, ready)
+        run(state, settings, announce, ready)
 
 
 @app.command()

@@ -12,6 +12,7 @@ from cloud_aggregator.adapters.brokers.mosquitto_site import MosquittoChild, Mos
 from cloud_aggregator.adapters.database import Database, Event
 from cloud_aggregator.adapters.keyring import load_keyring, make_keys
 from cloud_aggregator.config import AggregatorSettings, database_url
+from cloud_aggregator.console_process import ConsoleProcess
 from cloud_aggregator.coordinator import BrokerExited, Coordinator, News, StopAsked
 from cloud_aggregator.service import BLOBS_NAME, ENDPOINT_NAME, KEYS_NAME, Endpoint
 from federated_core.adapters.atomic_file import write_atomically
@@ -28,9 +29,12 @@ _UPDATES_OPEN_MAX = 4096
 
 
 def serve(
-    folder: Path, settings: AggregatorSettings, announce: Callable[[Event], None], ready: Callable[[Endpoint], None]
+    folder: Path,
+    settings: AggregatorSettings,
+    announce: Callable[[Event], None],
+    ready: Callable[[Endpoint, str | None], None],
 ) -> None:
-    """Run until SIGTERM or SIGINT. ``ready`` hears where devices connect once everything stands."""
+    """Run until SIGTERM or SIGINT. ``ready`` hears where devices connect, and where the console is if there is one."""
     inbox: Inbox[News] = Inbox()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: inbox.put(StopAsked()))
@@ -48,7 +52,7 @@ def serve(
             subscribe=topics.aggregator_subscriptions(settings.fleet),
         )
     )
-    link = None
+    link, console = None, None
     try:
         if child is not None:
             child.start()
@@ -83,9 +87,13 @@ def serve(
         )
         endpoint = Endpoint(settings.broker.advertised_host or host, port)
         write_atomically(folder / ENDPOINT_NAME, msgspec.json.encode(endpoint))
-        ready(endpoint)
+        if settings.console.enabled:
+            console = ConsoleProcess(folder, settings.console)
+        ready(endpoint, console.address if console is not None else None)
         coordinator.run()
     finally:
+        if console is not None:
+            console.stop()
         if link is not None:
             link.close()
         if child is not None:

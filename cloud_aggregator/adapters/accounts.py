@@ -9,8 +9,7 @@ import hashlib
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Literal
 
 import argon2
@@ -84,6 +83,15 @@ class Accounts:
         )  # So that a name that is nobody's takes as long.
         self._hashing = threading.BoundedSemaphore(_HASHES_AT_ONCE)
 
+    def now_s(self) -> float:
+        """Return the time by which sessions and pages go."""
+        return self._clock()
+
+    @staticmethod
+    def draw_cookie() -> str:
+        """Return a cookie that nobody can guess."""
+        return secrets.token_urlsafe(32)
+
     # --- Users, from the command line
 
     def create_user(self, name: str, role: Role, password: str) -> None:
@@ -141,7 +149,7 @@ class Accounts:
             if not is_right:
                 Transaction(session).record("sign-in-refused", user=name, address=address)
                 return WrongPassword()
-            cookie = secrets.token_urlsafe(32)
+            cookie = self.draw_cookie()
             digest = _digest(cookie)
             session.execute(delete(SignInRow).where(SignInRow.user == name, SignInRow.address == address))
             session.execute(delete(SignInRow).where(SignInRow.at < now - ATTEMPT_WINDOW_S))
@@ -234,15 +242,6 @@ class Accounts:
                 return self._hasher.verify(hashed, password)
             except argon2.exceptions.VerifyMismatchError:
                 return False
-
-
-@contextmanager
-def opened_accounts(engine: Engine) -> Iterator[Accounts]:
-    """Accounts for one command; the connections are closed afterwards."""
-    try:
-        yield Accounts(engine)
-    finally:
-        engine.dispose()
 
 
 def _attempt_wait_s(session: Session, name: str, address: str, now: float) -> float | None:

@@ -12,5 +12,5 @@ def test_the_migrations_bring_a_database_to_what_the_tables_say(tmp_path: Path) 
     migrate(engine)
     with engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
-        assert compare_metadata(context, console_schema.Base.metadata) == []
+        assert compare_metadata(context, console_schema.UserRow.metadata) == []
     engine.dispose()
