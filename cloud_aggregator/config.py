@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from federated_core.configuration import parse_toml, read_settings
-from federated_core.errors import LocalMisuseError
+from cloud_aggregator.rollout import RolloutPolicy
+from federated_core.adapters.settings_file import read_settings_file
 from federated_core.protocol.messages import Identifier
 
 CONFIG_NAME = "aggregator.toml"
@@ -40,8 +40,17 @@ class ConsoleSettings(msgspec.Struct, frozen=True):
     enabled: bool = False
     host: Annotated[str, Meta(min_length=1, max_length=255)] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535)] = 8321  # 0: a free one, another one at each start.
-    proxy_count: Annotated[int, Meta(ge=0, le=4)] = 0  # Reverse proxies in front, whose X-Forwarded headers are believed.
+    proxy_count: Annotated[int, Meta(ge=0, le=4)] = 0  # Reverse proxies whose X-Forwarded headers are believed.
     metrics_token_file: str = ""  # Holds the token with which a program may read /metrics.
+
+
+class ReleaseSettings(msgspec.Struct, frozen=True):
+    """What holds for a release unless its promotion says otherwise."""
+
+    rollout: RolloutPolicy = RolloutPolicy()
+    lifetime_s: Annotated[float, Meta(ge=60.0, le=315_360_000.0)] = 2_592_000.0  # From signing to expiry.
+    accuracy_drop_max: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.05  # How much worse than what runs a trial may be.
+    announcement_spread_s: Annotated[float, Meta(ge=0.0, le=86_400.0)] = 5.0  # Over which devices answer one.
 
 
 class AggregatorSettings(msgspec.Struct, frozen=True):
@@ -52,20 +61,14 @@ class AggregatorSettings(msgspec.Struct, frozen=True):
     broker: BrokerSettings = BrokerSettings()
     pacing: PacingSettings = PacingSettings()
     console: ConsoleSettings = ConsoleSettings()
+    release: ReleaseSettings = ReleaseSettings()
     command_interval_s: Annotated[float, Meta(ge=0.05, le=60.0)] = 0.25  # Between looks for the operator's commands.
     update_quiet_s: Annotated[float, Meta(ge=0.1, le=600.0)] = 2.0  # Silence after which missing chunks are asked for.
 
 
 def load_settings(folder: Path) -> AggregatorSettings:
     """Return the settings of the aggregator whose state lies in ``folder``; defaults where the file says nothing."""
-    path = folder / CONFIG_NAME
-    try:
-        text = path.read_text()
-    except FileNotFoundError:
-        return AggregatorSettings()
-    except (OSError, UnicodeDecodeError) as error:
-        raise LocalMisuseError(f"{path}: cannot be read ({error})") from error
-    return read_settings(parse_toml(text, str(path)), AggregatorSettings, str(path))
+    return read_settings_file(folder / CONFIG_NAME, AggregatorSettings)
 
 
 def database_url(folder: Path, settings: AggregatorSettings) -> str:

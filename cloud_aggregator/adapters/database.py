@@ -95,6 +95,11 @@ class Transaction:
         self.now_s = time.time()
         self.recorded: list[Event] = []
 
+    @property
+    def session(self) -> Session:
+        """The session beneath, for records that are kept in modules of their own."""
+        return self._session
+
     # --- Devices and tokens
 
     def device(self, name: str) -> DeviceRow | None:
