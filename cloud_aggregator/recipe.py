@@ -7,8 +7,8 @@ import msgspec
 from msgspec import Meta
 
 from cloud_aggregator.task_progress import TaskSettings
-from federated_core.configuration import parse_toml, read_settings
-from federated_core.errors import LocalMisuseError
+from federated_core.adapters.settings_file import read_toml
+from federated_core.configuration import read_settings
 from federated_core.learning.bundle import Fit
 
 
@@ -34,11 +34,7 @@ class Recipe(msgspec.Struct, frozen=True):
 
 def load_recipe(path: Path, **round_settings: Any) -> Recipe:
     """Return the recipe in ``path``, with the given settings of its rounds in place of the file's."""
-    try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise LocalMisuseError(f"{path}: cannot be read ({error})") from error
-    table = parse_toml(text, str(path))
+    table = read_toml(path)
     given = {name: value for name, value in round_settings.items() if value is not None}
     if given and isinstance(table.get("task"), dict):
         table["task"]["rounds"] = {**table["task"].get("rounds", {}), **given}

@@ -7,8 +7,7 @@ import msgspec
 from msgspec import Meta
 
 from edge_agent.eligibility import Policy
-from federated_core.configuration import parse_toml, read_settings
-from federated_core.errors import LocalMisuseError
+from federated_core.adapters.settings_file import read_settings_file
 
 CONFIG_NAME = "agent.toml"
 
@@ -55,11 +54,4 @@ class AgentSettings(msgspec.Struct, frozen=True):
 
 def load_settings(folder: Path) -> AgentSettings:
     """Return the settings of the agent whose state lies in ``folder``; defaults where the file says nothing."""
-    path = folder / CONFIG_NAME
-    try:
-        text = path.read_text()
-    except FileNotFoundError:
-        return AgentSettings()
-    except (OSError, UnicodeDecodeError) as error:
-        raise LocalMisuseError(f"{path}: cannot be read ({error})") from error
-    return read_settings(parse_toml(text, str(path)), AgentSettings, str(path))
+    return read_settings_file(folder / CONFIG_NAME, AgentSettings)
