@@ -120,9 +120,12 @@ class _Run:
     def figures(self) -> dict[str, Any]:
         """Run everything and return the figures."""
         with Watch(self._console, len(self._data.devices), self._recipe.task.rounds_max) as watch:
+            watch.say("the aggregator starts its broker")
             service = self._fleet.start_aggregator()
+            watch.say("a training graph is derived from the ONNX model and signed")
             model = build(self._arguments.seed)
             service.create_task(TASK, model, self._recipe)
+            watch.say("devices get their recordings, enroll and check in")
             token = service.create_token(uses_max=len(self._data.devices), lifetime_s=3600.0)
             devices = [
                 self._fleet.prepare_device(device.name, device.own, self._recipe.store) for device in self._data.devices
