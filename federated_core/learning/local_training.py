@@ -164,6 +164,20 @@ def train_locally(
     ----------
     McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS 2017,
     algorithm 1, ClientUpdate. arXiv:1602.05629
+
+    Examples
+    --------
+    A session that knows no mathematics shows the order of things: three examples in batches of two, once.
+
+    >>> class Session:
+    ...     def load(self, tensors): self.tensors = dict(tensors)
+    ...     def step(self, inputs, label, learning_rate): return float(len(label))
+    ...     def parameters(self): return self.tensors
+    >>> plan = LocalPlan(epochs=1, batch_size=2, learning_rate=0.1)
+    >>> x, y = np.zeros((3, 4), np.float32), np.arange(3)
+    >>> result = train_locally(Session(), {}, {"x": x}, y, plan=plan, order_key=bytes(16))
+    >>> result.example_count, result.step_count
+    (3, 2)
     """
     example_count = len(label)
     for name, array in inputs.items():
