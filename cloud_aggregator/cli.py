@@ -19,6 +19,7 @@ from cloud_aggregator.adapters.keyring import make_keys
 from cloud_aggregator.config import CONFIG_NAME, load_settings
 from cloud_aggregator.console.cli import user_app
 from cloud_aggregator.recipe import load_recipe
+from cloud_aggregator.release_cli import add_release_commands
 from cloud_aggregator.service import KEYS_NAME, Endpoint, Service
 from federated_core.errors import AdapterError, FallowError, LocalMisuseError
 
@@ -224,6 +225,8 @@ def abort_task(name: str, state: State = DEFAULT_STATE) -> None:
 def _service(state: Path) -> Service:
     return Service(state, load_settings(state), actor=os.environ.get("USER", "operator"))
 
+
+add_release_commands(app, _service)
 
 if __name__ == "__main__":
     main()

@@ -1,8 +1,14 @@
 """What an operator may ask of the coordinator, from the command line or the console alike."""
 
+from typing import Literal
+
 import msgspec
 
+from cloud_aggregator.rollout import RolloutPolicy
 from cloud_aggregator.task_progress import TaskSettings
+from federated_core.protocol.messages import SignedManifest
+
+ReleaseKind = Literal["promotion", "rollback"]
 
 
 class CreateToken(msgspec.Struct, frozen=True, tag=True):
@@ -49,4 +55,36 @@ class AbortTask(msgspec.Struct, frozen=True, tag=True):
     name: str
 
 
-Command = CreateToken | RevokeToken | CreateTask | PauseTask | ResumeTask | AbortTask
+class PromoteRelease(msgspec.Struct, frozen=True, tag=True):
+    """Release a checkpoint to devices; made by the service, which has the model key for as long as signing takes."""
+
+    kind: ReleaseKind
+    manifest: SignedManifest
+    policy: RolloutPolicy
+    replaces: int | None = None  # The release that is everyone's now.
+    way_back: SignedManifest | None = None  # Of the next number, with the bytes of ``replaces``.
+
+
+class HaltRelease(msgspec.Struct, frozen=True, tag=True):
+    """Offer a release to nobody any more."""
+
+    number: int
+
+
+class AdvanceRelease(msgspec.Struct, frozen=True, tag=True):
+    """Offer a release to everyone now."""
+
+    number: int
+
+
+Command = (
+    CreateToken
+    | RevokeToken
+    | CreateTask
+    | PauseTask
+    | ResumeTask
+    | AbortTask
+    | PromoteRelease
+    | HaltRelease
+    | AdvanceRelease
+)

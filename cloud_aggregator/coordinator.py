@@ -17,6 +17,8 @@ from cloud_aggregator.adapters.keyring import Keyring
 from cloud_aggregator.adapters.model_registry import ModelRegistry
 from cloud_aggregator.adapters.schema import DeviceRow
 from cloud_aggregator.config import AggregatorSettings
+from cloud_aggregator.release_desk import TIMERS as RELEASE_TIMERS
+from cloud_aggregator.release_desk import ReleaseDesk
 from cloud_aggregator.round_desk import Office, resting_window
 from cloud_aggregator.task_desk import TaskDesk
 from cloud_aggregator.traffic import TrafficMeter
@@ -89,6 +91,7 @@ class Coordinator:
             multicast=self._multicast,
             commit=self._commit,
         )
+        self._releases = ReleaseDesk(self._office, keyring.model_public, self._broadcast)
         self._desks: dict[str, TaskDesk] = {}
         self._device_keys: dict[str, bytes] = {}
 
@@ -118,6 +121,7 @@ class Coordinator:
         for name in tasks:
             self._desks[name] = TaskDesk.restore(self._office, name)
             self._desks[name].resume()
+        self._releases.restore()
         self._inbox.set_timer("commands", 0.0)
 
     def handle(self, news: News) -> None:
@@ -157,6 +161,8 @@ class Coordinator:
             self._inbox.set_timer("commands", self._settings.command_interval_s)
         elif name.startswith(FETCH_TIMER):
             self._ask_for_chunks(name.removeprefix(FETCH_TIMER))
+        elif name.startswith(RELEASE_TIMERS):
+            self._releases.ring(name.removeprefix(RELEASE_TIMERS))
         else:
             timer, _, task = name.partition("/")
             self._desks[task].ring(timer)
@@ -192,6 +198,8 @@ class Coordinator:
                 self._desk_of(message.task).rounds.give_back(device, message)
             case messages.ChunkRequest(digest, indices):
                 self._serve_chunks(device, digest, indices)
+            case messages.ReleaseStatus():
+                self._releases.hear(device, message)
 
     def _desk_of(self, task: str) -> TaskDesk:
         desk = self._desks.get(task)
@@ -359,6 +367,12 @@ class Coordinator:
                 self._known_desk(name).unpause()
             case commands.AbortTask(name):
                 self._known_desk(name).abort()
+            case commands.PromoteRelease():
+                self._releases.promote(command, actor)
+            case commands.HaltRelease(number):
+                self._releases.halt(number)
+            case commands.AdvanceRelease(number):
+                self._releases.advance(number)
             case _:
                 assert_never(command)
 
@@ -375,6 +389,12 @@ class Coordinator:
         payload = wire.sign_message(self._keyring.signing, down, message)
         self._traffic.note("down", len(payload))
         self._link.send(down, payload)
+
+    def _broadcast(self, task: str, message: messages.AggregatorMessage) -> None:
+        topic = topics.task_multicast(self._settings.fleet, task)
+        payload = wire.sign_message(self._keyring.signing, topic, message)
+        self._traffic.note("down", len(payload) * len(self._device_keys))
+        self._link.send(topic, payload)
 
     def _multicast(self, task: str, blob: messages.BlobReference) -> None:
         topic = topics.task_multicast(self._settings.fleet, task)

@@ -34,3 +34,13 @@ def select_cohort(candidates: Iterable[Candidate], size: int, seed: bytes) -> tu
 
 def _lot(device: str, seed: bytes) -> bytes:
     return hashlib.blake2b(device.encode(), key=seed, digest_size=16).digest()
+
+
+def release_seed(secret: bytes, number: int) -> bytes:
+    """Seed of a release's canary: each release has another, so that no device always goes first."""
+    return hashlib.blake2b(f"release\0{number}".encode(), key=secret, digest_size=32).digest()
+
+
+def draw_devices(devices: Iterable[str], size: int, seed: bytes) -> tuple[str, ...]:
+    """Return ``size`` of ``devices``, uniformly and always the same for one seed."""
+    return tuple(sorted(devices, key=lambda device: _lot(device, seed))[:size])

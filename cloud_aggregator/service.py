@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from cloud_aggregator import commands
+from cloud_aggregator import commands, release_service
 from cloud_aggregator.adapters.database import Database
 from cloud_aggregator.adapters.keyring import MODEL_KEY_NAME, load_keyring, read_secret
 from cloud_aggregator.adapters.model_registry import read_checkpoint
@@ -23,6 +23,7 @@ from federated_core.errors import AdapterError, LocalMisuseError
 from federated_core.learning.bundle import decode_bundle
 from federated_core.learning.parameters import Layout, Vector, encode_checkpoint, flatten, unflatten
 from federated_core.protocol import enrollment, keys, topics
+from federated_core.protocol.messages import BlobReference
 
 ENDPOINT_NAME = "endpoint.json"
 KEYS_NAME = "keys"
@@ -109,7 +110,7 @@ class Service:
             output=settings.output,
         )
         layout = decode_bundle(built.data).description.layout
-        key = keys.SigningKey(read_secret(model_key or self._folder / KEYS_NAME / MODEL_KEY_NAME))
+        key = keys.SigningKey(read_secret(self._model_key_path(model_key)))
         self.ask(
             commands.CreateTask(
                 name=name,
@@ -121,6 +122,75 @@ class Service:
             )
         )
         return layout.size
+
+    # --- Releases
+
+    def can_sign(self) -> bool:
+        """Say whether the model key lies in the state folder, so that nobody need name it."""
+        return (self._folder / KEYS_NAME / MODEL_KEY_NAME).exists()
+
+    def promote(
+        self,
+        task: str,
+        version: int | None = None,
+        *,
+        fraction: float | None = None,
+        soak_s: float | None = None,
+        accuracy_drop_max: float | None = None,
+        model_key: Path | None = None,
+    ) -> int:
+        """Release a published version (the newest by default) to devices, a ``fraction`` of them first; its number."""
+        version, layout, vector = self.checkpoint(task, version)
+        checkpoint, bundle = encode_checkpoint(layout, task, version, vector), self.bundle(task)
+        order = release_service.ReleaseOrder(
+            fleet=self._settings.fleet,
+            family=decode_bundle(bundle).description.name,
+            task=task,
+            version=version,
+            bundle=_reference(bundle),
+            checkpoint=_reference(checkpoint),
+        )
+        settings = self._settings.release
+        given = {"canary_ratio": fraction, "soak_s": soak_s}
+        policy = msgspec.structs.replace(
+            settings.rollout, **{name: value for name, value in given.items() if value is not None}
+        )
+        drop_max = settings.accuracy_drop_max if accuracy_drop_max is None else accuracy_drop_max
+        key_path = self._model_key_path(model_key)
+        number, command = release_service.make_promotion(self._database, order, settings, policy, drop_max, key_path)
+        self.ask(command)
+        return number
+
+    def rollback(
+        self,
+        number: int | None = None,
+        *,
+        family: str | None = None,
+        to: int | None = None,
+        model_key: Path | None = None,
+    ) -> int:
+        """Take everyone back from a release (the current one by default) to the one before it; the new number."""
+        key_path = self._model_key_path(model_key)
+        fresh, command = release_service.make_rollback(
+            self._database, number, family, to, self._settings.release, key_path
+        )
+        self.ask(command)
+        return fresh
+
+    def halt_release(self, number: int) -> None:
+        """Offer a release to nobody any more."""
+        self.ask(commands.HaltRelease(number))
+
+    def advance_release(self, number: int) -> None:
+        """Offer a release to everyone now."""
+        self.ask(commands.AdvanceRelease(number))
+
+    def release_status(self, family: str | None = None) -> dict[str, Any]:
+        """Return releases, newest first, and what every device runs, as plain values ready for JSON."""
+        return release_service.describe_releases(self._database, family)
+
+    def _model_key_path(self, given: Path | None) -> Path:
+        return given or self._folder / KEYS_NAME / MODEL_KEY_NAME
 
     # --- Queries
 
@@ -196,6 +266,10 @@ class Service:
         if hashlib.sha256(data).hexdigest() != digest:
             raise AdapterError(f"{path}: its content does not match its name")
         return data
+
+
+def _reference(data: bytes) -> BlobReference:
+    return BlobReference(hashlib.sha256(data).digest(), len(data))
 
 
 def _describe_round(row: RoundRow) -> dict[str, Any]:
