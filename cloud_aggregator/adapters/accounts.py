@@ -74,10 +74,12 @@ class TooManyAttempts(msgspec.Struct, frozen=True):
 class Accounts:
     """Users and their sessions in one database."""
 
-    def __init__(self, engine: Engine, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, engine: Engine, clock: Callable[[], float] = time.time, hasher: argon2.PasswordHasher | None = None
+    ) -> None:
         self._sessions = sessionmaker(engine, expire_on_commit=False)
         self._clock = clock
-        self._hasher = argon2.PasswordHasher()
+        self._hasher = hasher or argon2.PasswordHasher()
         self._unknown_hash = self._hasher.hash(
             secrets.token_urlsafe()
         )  # So that a name that is nobody's takes as long.

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 from flask import Flask, Response, render_template, request, url_for
+from sqlalchemy import Engine
 from werkzeug.exceptions import HTTPException
 from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.routing import BaseConverter
@@ -58,15 +59,16 @@ class IdentifierConverter(BaseConverter):
     regex = "[a-z0-9_-]{1,48}"
 
 
-def create_app(folder: Path, settings: AggregatorSettings, clock: Callable[[], float] | None = None) -> Flask:
+def create_app(
+    folder: Path, settings: AggregatorSettings, make_accounts: Callable[[Engine], Accounts] = Accounts
+) -> Flask:
     """Return the console of the aggregator whose state lies in ``folder``; LocalMisuseError if it is not safe."""
     database = Database(database_url(folder, settings))
-    accounts = Accounts(database.engine) if clock is None else Accounts(database.engine, clock)
     app = Flask(__name__, static_folder=None)
     app.extensions[EXTENSION] = Parts(
         settings=settings,
         service=Service(folder, settings, actor="console"),
-        accounts=accounts,
+        accounts=make_accounts(database.engine),
         engine=database.engine,
         feed=EventFeed(database.engine),
         spreads=SpreadCache(),

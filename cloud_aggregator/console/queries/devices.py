@@ -75,7 +75,7 @@ def presence_counts(reading: Reading) -> dict[records.Presence, int]:
     """Return how many devices are in which state."""
     presence = _presence(reading, _working_devices(reading))
     rows = reading.session.execute(select(presence, func.count()).select_from(DeviceRow).group_by(presence))
-    counts: dict[str, int] = dict(rows.tuples().all())
+    counts: dict[str, int] = {state: count for state, count in rows}  # noqa: C416 -- a Result is no sequence of pairs to `dict`.
     return {state: counts.get(state, 0) for state in get_args(records.Presence)}
 
 
