@@ -68,7 +68,9 @@ class RoundDesk:
         self._state = _STATES.decode(state)
 
     def open(self, head: training_round.RoundHead) -> None:
-        """Open a round."""
+        """Open a round; one that is open already stays as it is: its task was paused and resumed meanwhile."""
+        if self._state is not None and self._state.head.number >= head.number:
+            return
         opened, actions = training_round.begin(head)
         self._state = opened
 
