@@ -52,14 +52,8 @@ def enroll(folder: Path, token_text: str, timeout_s: float, say: Callable[[str],
 def _converse(identity: Identity, timeout_s: float, say: Callable[[str], None]) -> messages.EnrollmentGrant:
     token = identity.token
     up, down = topics.enroll_up(token.fleet, token.token), topics.enroll_down(token.fleet, token.token)
-    signing_key, sealing_key = keys.SigningKey(identity.signing_secret), keys.SealingKey(identity.sealing_secret)
     nonce = os.urandom(16)
-    request = messages.EnrollmentRequest(
-        token.token, signing_key.public, sealing_key.public, nonce, identity.machine, bytes(32)
-    )
-    request = msgspec.structs.replace(request, proof=enrollment.prove(token.secret, token.fleet, request))
-    payload = wire.sign_message(signing_key, up, request)
-
+    payload = sign_request(identity, nonce)
     inbox: Inbox[LinkNews] = Inbox()
     inbox.set_timer("timeout", timeout_s)
     link = MqttLink(
@@ -90,7 +84,7 @@ def _converse(identity: Identity, timeout_s: float, say: Callable[[str], None]) 
                 case TimerFired("timeout"):
                     raise AdapterError(f"not enrolled: {last_trouble}")
                 case MessageArrived(topic, answer_payload):
-                    grant = _read_answer(identity, nonce, topic, answer_payload)
+                    grant = read_answer(identity, nonce, topic, answer_payload)
                     if grant is not None:
                         return grant
                 case _:
@@ -99,7 +93,18 @@ def _converse(identity: Identity, timeout_s: float, say: Callable[[str], None]) 
         link.close()
 
 
-def _read_answer(identity: Identity, nonce: bytes, topic: str, payload: bytes) -> messages.EnrollmentGrant | None:
+def sign_request(identity: Identity, nonce: bytes) -> bytes:
+    """Return the request for an identity as the payload that the aggregator expects."""
+    token = identity.token
+    signing_key, sealing_key = keys.SigningKey(identity.signing_secret), keys.SealingKey(identity.sealing_secret)
+    request = messages.EnrollmentRequest(
+        token.token, signing_key.public, sealing_key.public, nonce, identity.machine, bytes(32)
+    )
+    request = msgspec.structs.replace(request, proof=enrollment.prove(token.secret, token.fleet, request))
+    return wire.sign_message(signing_key, topics.enroll_up(token.fleet, token.token), request)
+
+
+def read_answer(identity: Identity, nonce: bytes, topic: str, payload: bytes) -> messages.EnrollmentGrant | None:
     """Return the grant, None if this was an answer to another device that uses the same token."""
     token = identity.token
     try:
