@@ -83,6 +83,7 @@ class Accounts:
         self._unknown_hash = self._hasher.hash(
             secrets.token_urlsafe()
         )  # So that a name that is nobody's takes as long.
+        self._counting = threading.Lock()  # One console process serves a fleet: many at once are counted one by one.
         self._hashing = threading.BoundedSemaphore(_HASHES_AT_ONCE)
 
     def now_s(self) -> float:
@@ -139,7 +140,7 @@ class Accounts:
     def sign_in(self, name: str, password: str, address: str) -> Welcome | WrongPassword | TooManyAttempts:
         """Try ``password``; the cookie of a new session if it is right."""
         name, address, now = name[:_TEXT_MAX], address[:_TEXT_MAX], self._clock()
-        with self._sessions.begin() as session:
+        with self._counting, self._sessions.begin() as session:
             wait_s = _attempt_wait_s(session, name, address, now)
             if wait_s is not None:
                 return TooManyAttempts(wait_s)
