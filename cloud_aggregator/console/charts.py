@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 import msgspec
 
 WIDTH, HEIGHT = 400, 210
-LEFT, RIGHT, TOP, BOTTOM = 58, 12, 14, 26
+LEFT, RIGHT, TOP, BOTTOM = 66, 14, 14, 28
 _DOTS_MAX = 40
 _TICKS_WANTED = 4
 

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from cloud_aggregator.console import charts, presentation
 from cloud_aggregator.console.records import RoundPoint
 
+_UNITS = ((86_400.0, "d"), (3600.0, "h"), (60.0, "min"), (1.0, "s"))
+
 
 def charts_of(points: Sequence[RoundPoint]) -> tuple[charts.Chart, ...]:
     """Return the charts of ``points``: accuracy with its spread over devices, reports, bytes, seconds."""
@@ -12,6 +14,8 @@ def charts_of(points: Sequence[RoundPoint]) -> tuple[charts.Chart, ...]:
         return ()
     rounds = [point.round for point in points]
     numbers = [one.number for one in rounds]
+    longest_s = max((one.seconds or 0.0 for one in rounds), default=0.0)
+    unit_s, unit = next((span for span in _UNITS if longest_s >= 2.0 * span[0]), _UNITS[-1])
     drawn = (
         charts.draw(
             "accuracy",
@@ -46,8 +50,8 @@ def charts_of(points: Sequence[RoundPoint]) -> tuple[charts.Chart, ...]:
             "seconds",
             "Duration of a round",
             numbers,
-            [charts.Series("duration", "main", tuple(one.seconds for one in rounds))],
-            label=presentation.format_duration,
+            [charts.Series("duration", "main", tuple(one.seconds and one.seconds / unit_s for one in rounds))],
+            label=lambda value: f"{value:,.4g} {unit}",
         ),
     )
     return tuple(chart for chart in drawn if chart is not None)

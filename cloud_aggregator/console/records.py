@@ -197,7 +197,7 @@ class Overview(msgspec.Struct, frozen=True):
     device_count: int
     presence: dict[Presence, int]
     tasks: tuple[TaskSummary, ...]
-    open_rounds: tuple[RoundSummary, ...]
+    open_rounds: tuple[RoundDetail, ...]
     concerns: tuple[Concern, ...]
 
 

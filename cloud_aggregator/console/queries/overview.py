@@ -21,7 +21,7 @@ def look(reading: Reading) -> records.Overview:
         device_count=sum(presence.values()),
         presence=presence,
         tasks=known,
-        open_rounds=rounds.open_rounds(reading),
+        open_rounds=rounds.open_details(reading),
         concerns=tuple(_concerns(reading, presence, known)),
     )
 
@@ -54,7 +54,7 @@ def _concerns(
         yield records.Concern("serious", "Commands wait, and no aggregator takes them.", "/tasks")
     alerts = count_recent(reading, "identity-alert", DAY_S)
     if alerts:
-        text = f"{alerts} enrolled with a second key for the same machine in the last 24 h."
+        text = f"Machines that enrolled with a second key in the last 24 h: {alerts:,}."
         yield records.Concern("serious", text, "/audit?kind=identity-alert")
     for task in known_tasks:
         last = rounds.find_page(reading, task=task.name, size=3).items
@@ -65,11 +65,11 @@ def _concerns(
             yield records.Concern("notable", f"Task {task.name} is paused.", f"/tasks/{task.name}")
     refused = count_recent(reading, "enrollment-refused", DAY_S)
     if refused:
-        text = f"{refused} enrollments were refused in the last 24 h."
+        text = f"Enrollments refused in the last 24 h: {refused:,}."
         yield records.Concern("notable", text, "/audit?kind=enrollment-refused")
     sign_ins = count_recent(reading, "sign-in-refused", DAY_S)
     if sign_ins:
-        text = f"{sign_ins} sign-ins with a wrong password in the last 24 h."
+        text = f"Sign-ins with a wrong password in the last 24 h: {sign_ins:,}."
         yield records.Concern("notable", text, "/audit?kind=sign-in-refused")
     device_count = sum(presence.values())
     if device_count and presence["away"] * 2 > device_count:

@@ -40,6 +40,12 @@ def open_rounds(reading: Reading) -> tuple[records.RoundSummary, ...]:
     return tuple(records.RoundSummary(*row) for row in reading.session.execute(wanted))
 
 
+def open_details(reading: Reading) -> tuple[records.RoundDetail, ...]:
+    """Return the rounds that are not over in full, newest first."""
+    found = (find(reading, one.task, one.number) for one in open_rounds(reading))
+    return tuple(detail for detail in found if detail is not None)
+
+
 def series(reading: Reading, task: str, limit: int) -> tuple[records.RoundPoint, ...]:
     """Return the last ``limit`` rounds of ``task`` that are over, oldest first, with the spread of each."""
     closed = and_(RoundRow.task == task, RoundRow.closed_at.is_not(None))
