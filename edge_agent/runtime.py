@@ -3,6 +3,7 @@
 Order, everywhere: journal the new state, then perform the actions.
 """
 
+import contextlib
 import hashlib
 import logging
 from collections.abc import Callable
@@ -31,6 +32,7 @@ from federated_core.protocol.transfer import Chunk
 
 _log = logging.getLogger(__name__)
 _ANSWERS = msgspec.msgpack.Decoder(messages.AggregatorMessage)
+JOURNAL_RETRY_S = 10.0
 
 
 class StopAsked(msgspec.Struct, frozen=True):
@@ -155,8 +157,9 @@ class Runtime:
         try:
             self._dispatch(news)
         except RemoteProtocolError as error:
-            self._journal.count("protocol_errors", 1)
             _log.warning("ignored: %s", error)
+            with contextlib.suppress(AdapterError):  # A full disk counts no errors, and is no reason to die.
+                self._journal.count("protocol_errors", 1)
         except AdapterError as error:
             _log.warning("%s", error)
 
@@ -187,15 +190,30 @@ class Runtime:
 
     def _advance(self, event: session.SessionEvent) -> None:
         before = self._state
-        self._state, actions = session.step(before, event)
-        if self._state != before:
-            self._journal.save("session", self._state)
+        state, actions = session.step(before, event)
+        if state != before and not self._save(state):
+            return
+        self._state = state
         if self._state != before or actions:
             names = " ".join(type(action).__name__ for action in actions)
             after = type(self._state).__name__
             _log.info("session %s --%s--> %s [%s]", type(before).__name__, type(event).__name__, after, names)
         for action in actions:
             self._perform(action)
+
+    def _save(self, state: session.SessionState) -> bool:
+        """Journal a state. What cannot be journaled does not happen: work stops, and begins again as after a restart."""
+        try:
+            self._journal.save("session", state)
+        except AdapterError as error:
+            _log.warning("session: %s; going on from the state before in %.0f s", error, JOURNAL_RETRY_S)
+            for name in ("pacing", "answer"):
+                self._inbox.cancel_timer(name)
+            self._stop_work()
+            self._inbox.set_timer("again", JOURNAL_RETRY_S)
+            return False
+        self._inbox.cancel_timer("again")
+        return True
 
     # --- News to events
 
@@ -226,6 +244,8 @@ class Runtime:
                 self._advance(session.PacingElapsed())
             case "answer":
                 self._advance(session.AnswerOverdue())
+            case "again":
+                self._advance(session.Restarted())
             case "deadline":
                 self._advance(session.DeadlinePassed())
             case "quiet":
@@ -429,5 +449,6 @@ class Runtime:
             if not reasons or self._reasons is None or len(reasons) != len(self._reasons):
                 _log.info("eligible" if not reasons else "not eligible: %s", *(["; ".join(reasons)] if reasons else []))
             self._reasons = reasons
-            self._journal.save("reasons", (self._now_s(), reasons))
+            with contextlib.suppress(AdapterError):  # For the status page only: work must stop on a full disk too.
+                self._journal.save("reasons", (self._now_s(), reasons))
         return reasons

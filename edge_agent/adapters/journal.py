@@ -66,14 +66,20 @@ class Journal:
 
     def forget(self, key: str) -> None:
         """Remove a key; one that is not there is no error."""
-        self._connection.execute("DELETE FROM journal WHERE key = ?", (key,))
+        try:
+            self._connection.execute("DELETE FROM journal WHERE key = ?", (key,))
+        except sqlite3.Error as error:
+            raise AdapterError(f"journal: cannot forget {key!r}: {error}") from error
 
     def count(self, name: str, by: int) -> None:
         """Add to a counter."""
-        self._connection.execute(
-            "INSERT INTO counters VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = value + excluded.value",
-            (name, by),
-        )
+        try:
+            self._connection.execute(
+                "INSERT INTO counters VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = value + excluded.value",
+                (name, by),
+            )
+        except sqlite3.Error as error:
+            raise AdapterError(f"journal: cannot count {name!r}: {error}") from error
 
     def counters(self) -> dict[str, int]:
         """Return all counters."""
