@@ -232,9 +232,7 @@ class UpdateDesk:
                 self._failure_count = 0
                 self._send_status()
             case update.AskLater():
-                self._failure_count += 1
-                wait_s = min(_SILENCE_MAX_S, _SILENCE_S * 2.0 ** (self._failure_count - 2))
-                self._inbox.set_timer(TIMERS + "status", wait_s * self._chance.uniform(0.5, 1.0))
+                self._ask_later()
             case _:
                 assert_never(action)
 
@@ -257,8 +255,18 @@ class UpdateDesk:
         busy = self._busy_family()
         if busy is not None and busy != verdict.family:
             return  # One at a time; the status after this one's conclusion brings the offer again.
-        self._journal.save("clock-floor", max(floor, float(verdict.issued_at)))
+        try:
+            self._journal.save("clock-floor", max(floor, float(verdict.issued_at)))
+        except AdapterError as error:
+            _log.warning("release: %s", error)
+            self._ask_later()
+            return
         self._advance(verdict.family, update.Offered(update.Candidate(verdict, offer.manifest, offer.fetch)))
+
+    def _ask_later(self) -> None:
+        self._failure_count += 1
+        wait_s = min(_SILENCE_MAX_S, _SILENCE_S * 2.0 ** (self._failure_count - 2))
+        self._inbox.set_timer(TIMERS + "status", wait_s * self._chance.uniform(0.5, 1.0))
 
     def _refuse(self, number: int, refused: Refused) -> None:
         reason, detail = refused.refusal.reason, refused.refusal.detail[:120]

@@ -24,7 +24,7 @@ from federated_core.release.manifest import ReleaseManifest
 
 POINTER_NAME = "current"
 FILES = ("bundle", "checkpoint", "personal")
-_FOLDER_MODE, _FILE_MODE = 0o750, 0o640  # Applications may run under another user of the same group.
+_FOLDER_MODE = 0o700  # Personal parameters tell of their owner: an application runs as the agent's user.
 
 
 class InstalledRelease(msgspec.Struct, frozen=True):
@@ -101,7 +101,7 @@ class Installer:
             for name in FILES:
                 data = files[name]
                 own_digest = hashlib.sha256(data).digest() if name == "personal" else b""
-                write_atomically(temporary / name, own_digest + data, mode=_FILE_MODE)
+                write_atomically(temporary / name, own_digest + data)
             if path.exists():
                 path.rename(temporary_beside(path))  # Damaged, or it would not be put again; a sweep removes it.
             temporary.rename(path)
@@ -146,7 +146,7 @@ class Installer:
 
     def write_pointer(self, pointer: Pointer) -> Pointer:
         """Replace the pointer, durably."""
-        write_atomically(self.pointer_path(pointer.release.family), msgspec.msgpack.encode(pointer), mode=_FILE_MODE)
+        write_atomically(self.pointer_path(pointer.release.family), msgspec.msgpack.encode(pointer))
         return pointer
 
     def sweep(self, family: str, keep: Iterable[str] = ()) -> None:

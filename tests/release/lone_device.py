@@ -1,5 +1,6 @@
 """One device with real desk, journal, installer and trial, and an aggregator of a few lines that offers it releases."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from edge_agent.update_desk import TIMERS, UpdateDesk
 from federated_core.adapters.blob_store import BlobStore
 from federated_core.adapters.inbox import TimerFired
 from federated_core.engines.numpy_engine import NumpyEngine
+from federated_core.errors import AdapterError
 from federated_core.protocol import messages, wire
 from federated_core.protocol.wire import CHUNK_BYTES, ChunkFrame
 from tests.release.tiny_releases import FAMILY, FLEET, ISSUED_AT, TinyRelease
@@ -168,7 +170,11 @@ class LoneDevice:
             self.inbox.turn_to(due_s)
 
     def handle(self, news: Any) -> None:
-        """Give one piece of news to the desk, as the runtime does."""
+        """Give one piece of news to the desk, as the runtime does: what the world refuses now is tried again later."""
+        with contextlib.suppress(AdapterError):
+            self._dispatch(news)
+
+    def _dispatch(self, news: Any) -> None:
         match news:
             case TimerFired(name):
                 self.desk.ring(name.removeprefix(TIMERS))
