@@ -90,6 +90,34 @@ def checkpoints(task: str) -> Response:
     return _answer(queries.tasks.checkpoint_page(reading(), task, page_argument()))
 
 
+@blueprint.get("/releases")
+@needs("view")
+def releases() -> Response:
+    """Answer with a page of the releases, newest first."""
+    return _answer(queries.releases.find_page(reading(), page_argument()))
+
+
+@blueprint.get("/releases/<int:number>")
+@needs("view")
+def release(number: int) -> Response:
+    """Answer with one release."""
+    return _answer(queries.releases.find(reading(), number))
+
+
+@blueprint.get("/releases/<int:number>/devices")
+@needs("view")
+def release_devices(number: int) -> Response:
+    """Answer with a page of what devices did with one release."""
+    return _answer(queries.releases.device_page(reading(), number, page=page_argument()))
+
+
+@blueprint.get("/running")
+@needs("view")
+def running() -> Response:
+    """Answer with how many devices run which release."""
+    return _answer(queries.releases.running_counts(reading()))
+
+
 @blueprint.get("/tokens")
 @needs("view")
 def tokens() -> Response:

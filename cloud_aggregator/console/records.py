@@ -39,6 +39,7 @@ class DeviceSummary(msgspec.Struct, frozen=True):
     last_seen_at: float | None
     engine: str
     agent_version: str
+    running: str  # Such as "gestures 3"; empty if it never said that it runs a release.
 
 
 class DeviceDetail(msgspec.Struct, frozen=True):
@@ -50,6 +51,7 @@ class DeviceDetail(msgspec.Struct, frozen=True):
     also_enrolled_as: tuple[str, ...]
     open_rounds: tuple["RoundReference", ...]
     last_given_back: "Happening | None"
+    running: tuple["RunningRelease", ...]
 
 
 class RoundReference(msgspec.Struct, frozen=True):
@@ -170,6 +172,66 @@ class CheckpointSummary(msgspec.Struct, frozen=True):
     report_count: int | None
     example_count: int | None
     accuracy: float | None
+
+
+class RunningRelease(msgspec.Struct, frozen=True):
+    """What a device last said, signed, that it runs of a family of models; number 0 is nothing yet."""
+
+    family: str
+    number: int
+    reported_at: float
+
+
+class RunningCount(msgspec.Struct, frozen=True):
+    """How many devices run a release."""
+
+    family: str
+    number: int
+    device_count: int
+
+
+class ReleaseSummary(msgspec.Struct, frozen=True):
+    """A release and how far it is; the counts are over all of its stages."""
+
+    number: int
+    family: str
+    task: str
+    version: int
+    kind: str
+    phase: str
+    why: str | None
+    actor: str
+    created_at: float
+    expires_at: float
+    closed_at: float | None
+    replaces: int | None
+    restricted_to: int | None
+    checkpoint: str
+    bundle: str
+    states: dict[str, int]
+    running_count: int
+
+    @property
+    def is_open(self) -> bool:
+        """Whether devices are still offered it."""
+        return self.closed_at is None
+
+    @property
+    def member_count(self) -> int:
+        """How many devices it was meant for so far."""
+        return sum(self.states.values())
+
+
+class DeviceInRelease(msgspec.Struct, frozen=True):
+    """What one device did with a release; ``detail`` is in the device's own words."""
+
+    device: str
+    stage: str
+    state: str
+    reason: str | None
+    detail: str | None
+    offered_at: float | None
+    concluded_at: float | None
 
 
 class TokenSummary(msgspec.Struct, frozen=True):

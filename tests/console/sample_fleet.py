@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -9,6 +10,7 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from cloud_aggregator import task_progress, training_round
+from cloud_aggregator.adapters.release_schema import DeviceReleaseRow, ReleaseRow, RunningReleaseRow
 from cloud_aggregator.adapters.schema import (
     CheckpointRow,
     CounterRow,
@@ -55,6 +57,7 @@ def fill_fleet(
         for name, value in (("bytes_enrollment", 2_100 * device_count), ("protocol_errors", 3)):
             session.add(CounterRow(name=name, value=value))
         _add_audit(session, now_s, hostile_text)
+        _add_releases(session, now_s, device_count, round_count, hostile_text)
         session.commit()
 
 
@@ -222,7 +225,7 @@ def _add_round(
         )
     )
     _record_round(session, state, opened_at, seconds, number)
-    if not is_open:
+    if not is_open and not is_abandoned:
         session.add(_checkpoint(number, opened_at + seconds))
 
 
@@ -267,6 +270,77 @@ def _add_audit(session: Session, now_s: float, hostile_text: str) -> None:
     _record(session, now_s - 650.0, "sign-in-refused", user=hostile_text or "root", address=address)
     _record(session, now_s - 600.0, "signed-in", user="anna", address=address)
     _record(session, now_s - 500.0, "something-new", device=first, about=hostile_text or "nothing")
+
+
+def _add_releases(session: Session, now_s: float, device_count: int, round_count: int, hostile_text: str) -> None:
+    """One release that is everywhere, one that was halted at its canary, and one that is at its canary now."""
+    canary_count = max(3, device_count // 10)
+    everyone = [(index, "everyone", "committed") for index in range(device_count)]
+    halted = [(index, "canary", "failed" if index % 2 else "committed") for index in range(canary_count)]
+    states = ("committed", "offered", "waiting", "refused")
+    current = [(index, "canary", states[index % 4]) for index in range(canary_count)]
+    plans = (
+        (1, round_count // 2, "completed", None, None, everyone),
+        (3, round_count - 1, "halted", 1, "2 of 4 failed, at most 10 % may", halted),
+        (5, round_count, "canary", 1, None, current),
+    )
+    for number, version, phase, replaces, why, members in plans:
+        created_at = now_s - (6 - number) * 1800.0
+        session.add(
+            ReleaseRow(
+                number=number,
+                family=TASK,
+                task=TASK,
+                version=version,
+                kind="promotion",
+                phase=phase,
+                state=b"",
+                policy=b"",
+                manifest=b"",
+                bundle=_digest("bundle"),
+                checkpoint=_digest("checkpoint", version),
+                issued_at=created_at,
+                expires_at=created_at + 30 * 86_400.0,
+                replaces=replaces,
+                restricted_to=None,
+                way_back=None,
+                way_back_number=number + 1 if replaces else None,
+                actor="anna at 10.0.0.7",
+                why=why,
+                created_at=created_at,
+                closed_at=None if phase == "canary" else created_at + 1200.0,
+            )
+        )
+        session.flush()
+        for index, stage, state in members:
+            is_bad = state in {"failed", "refused"}
+            session.add(
+                DeviceReleaseRow(
+                    release=number,
+                    device=device_name(index),
+                    stage=stage,
+                    state=state,
+                    reason="accuracy-dropped" if is_bad else None,
+                    detail=(hostile_text or "0.61 on its own holdout, runs with 0.83") if is_bad else None,
+                    offered_at=None if state == "waiting" else created_at + 5.0,
+                    concluded_at=created_at + 60.0 + index % 50 if state == "committed" or is_bad else None,
+                )
+            )
+        about: dict[str, Any] = {"number": number, "family": TASK, "version": version, "release_kind": "promotion"}
+        _record(session, created_at, "release-promoted", task=TASK, **about)
+        if why:
+            _record(session, created_at + 1200.0, "release-halted", task=TASK, number=number, why=why)
+    for index in range(device_count):
+        number = 5 if index < canary_count and states[index % 4] == "committed" else 1
+        session.add(
+            RunningReleaseRow(
+                device=device_name(index),
+                family=TASK,
+                number=number,
+                checkpoint=_digest("checkpoint", round_count),
+                reported_at=now_s - 600.0,
+            )
+        )
 
 
 def _record(

@@ -26,6 +26,12 @@ EXPECTED: dict[tuple[str, str], tuple[int, int, int]] = {  # By nobody, a viewer
     ("GET", f"/rounds/{TASK}/5"): PAGE,
     ("GET", "/models"): PAGE,
     ("GET", f"/models/{TASK}"): PAGE,
+    ("GET", "/releases"): PAGE,
+    ("GET", "/releases/5"): PAGE,
+    ("GET", f"/promote/{TASK}"): (303, 403, 200),
+    ("POST", f"/promote/{TASK}"): (401, 403, 503),  # The sample fleet has no blobs to promote.
+    ("GET", "/releases/5/halt"): (303, 403, 200),
+    ("POST", "/releases/5/halt"): CHANGE,
     ("GET", "/tasks"): PAGE,
     ("GET", f"/tasks/{TASK}"): PAGE,
     ("GET", "/tokens"): PAGE,
@@ -57,11 +63,23 @@ EXPECTED: dict[tuple[str, str], tuple[int, int, int]] = {  # By nobody, a viewer
     ("GET", "/api/v1/tasks"): API,
     ("GET", f"/api/v1/tasks/{TASK}"): API,
     ("GET", f"/api/v1/checkpoints/{TASK}"): API,
+    ("GET", "/api/v1/releases"): API,
+    ("GET", "/api/v1/releases/5"): API,
+    ("GET", "/api/v1/releases/5/devices"): API,
+    ("GET", "/api/v1/running"): API,
     ("GET", "/api/v1/tokens"): API,
     ("GET", "/api/v1/events"): API,
     ("GET", "/api/v1/audit"): API,
 }
-FIELDS = {"uses": "1", "hours": "1", "user": "anna", "password": "not that one", "name": ""}
+FIELDS = {
+    "uses": "1",
+    "hours": "1",
+    "user": "anna",
+    "password": "not that one",
+    "name": "",
+    "version": "3",
+    "percent": "10",
+}
 
 
 def ask(visitor: Visitor, method: str, path: str) -> TestResponse:

@@ -20,6 +20,7 @@ PAGES = [
     "/tasks",
     "/tasks/digits",
     "/audit",
+    "/releases/3",
 ]
 
 

@@ -10,6 +10,7 @@ from cloud_aggregator.adapters.schema import DeviceRow, EventRow
 from cloud_aggregator.console import records
 from cloud_aggregator.console.queries.events import find_events
 from cloud_aggregator.console.queries.reading import DAY_S, HOUR_S, PAGE_SIZE, Reading
+from cloud_aggregator.console.queries.releases import running_on
 from cloud_aggregator.console.queries.rounds import collecting_rounds
 
 _NAMES_MAX = 30_000  # SQLite takes no more parameters than that in one statement.
@@ -36,7 +37,10 @@ def find_page(
     rows = reading.session.execute(
         wanted.order_by(*orders.get(order, orders["name"])).offset((page - 1) * PAGE_SIZE).limit(PAGE_SIZE)
     )
-    return records.Page(tuple(_device(row, state) for row, state in rows), page, PAGE_SIZE, total)
+    found = rows.all()
+    running = running_on(reading, [row.name for row, _ in found])
+    items = tuple(_device(row, state, running.get(row.name, ())) for row, state in found)
+    return records.Page(items, page, PAGE_SIZE, total)
 
 
 def find(reading: Reading, name: str) -> records.DeviceDetail | None:
@@ -52,17 +56,19 @@ def find(reading: Reading, name: str) -> records.DeviceDetail | None:
     if found is None:
         return None
     row, state = found
+    running = running_on(reading, [name]).get(name, ())
     twins = reading.session.scalars(
         select(DeviceRow.name).where(DeviceRow.machine == row.machine, DeviceRow.name != name).order_by(DeviceRow.name)
     )
     given_back = find_events(reading, EventRow.device == name, EventRow.kind == "assignment-given-back", limit=1)
     return records.DeviceDetail(
-        summary=_device(row, state),
+        summary=_device(row, state, running),
         token=row.token,
         verify_key=row.verify_key.hex(),
         also_enrolled_as=tuple(twins),
         open_rounds=in_rounds,
         last_given_back=given_back[0] if given_back else None,
+        running=running,
     )
 
 
@@ -94,5 +100,15 @@ def _presence(reading: Reading, working: Sequence[str]) -> ColumnElement[Any]:
     )
 
 
-def _device(row: DeviceRow, presence: records.Presence) -> records.DeviceSummary:
-    return records.DeviceSummary(row.name, presence, row.enrolled_at, row.last_seen_at, row.engine, row.agent_version)
+def _device(
+    row: DeviceRow, presence: records.Presence, running: Sequence[records.RunningRelease]
+) -> records.DeviceSummary:
+    return records.DeviceSummary(
+        name=row.name,
+        presence=presence,
+        enrolled_at=row.enrolled_at,
+        last_seen_at=row.last_seen_at,
+        engine=row.engine,
+        agent_version=row.agent_version,
+        running=", ".join(f"{one.family} {one.number}" for one in running if one.number),
+    )

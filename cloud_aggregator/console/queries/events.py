@@ -21,6 +21,11 @@ AUDIT_KINDS = (
     "identity-alert",
     "task-created",
     "task-finished",
+    "release-promoted",
+    "release-halted",
+    "release-completed",
+    "release-superseded",
+    "release-way-back",
 )
 
 

@@ -63,6 +63,9 @@ def _concerns(
             yield records.Concern("serious", text, f"/rounds?task={task.name}")
         if task.state == "paused":
             yield records.Concern("notable", f"Task {task.name} is paused.", f"/tasks/{task.name}")
+    halted = count_recent(reading, "release-halted", DAY_S)
+    if halted:
+        yield records.Concern("serious", f"Releases halted in the last 24 h: {halted:,}.", "/releases")
     refused = count_recent(reading, "enrollment-refused", DAY_S)
     if refused:
         text = f"Enrollments refused in the last 24 h: {refused:,}."
