@@ -43,6 +43,7 @@ DEFAULT_STATE = Path("aggregator-state")
 
 def main() -> None:
     """Run one command; exit code 0 done, 2 asked wrongly, 3 the world is in the way."""
+    os.umask(0o077)  # Keys, tokens and broker passwords: nobody else on this machine may read them.
     try:
         app()
     except AdapterError as error:
@@ -223,6 +224,10 @@ def abort_task(name: str, state: State = DEFAULT_STATE) -> None:
 
 
 def _service(state: Path) -> Service:
+    if not (state / KEYS_NAME).is_dir():
+        raise LocalMisuseError(
+            f"{state}: no aggregator's state is here; name it with --state, or run: cloud-aggregator init"
+        )
     return Service(state, load_settings(state), actor=os.environ.get("USER", "operator"))
 
 

@@ -14,13 +14,14 @@ from cloud_aggregator.adapters.schema import RoundRow
 from cloud_aggregator.config import AggregatorSettings, PacingSettings
 from cloud_aggregator.selection import Candidate
 from cloud_aggregator.traffic import TrafficMeter
-from cloud_aggregator.update_intake import UpdateIntake
+from cloud_aggregator.update_intake import UPDATE_STEP_MAX, UpdateIntake
 from federated_core.adapters.inbox import Inbox
-from federated_core.errors import AdapterError
+from federated_core.errors import AdapterError, LocalMisuseError, RemoteProtocolError
 from federated_core.learning.aggregation import FixedPointSum, SumCaps
 from federated_core.learning.update_codec import largest_symbol
 from federated_core.protocol import messages
 
+DISK_RETRY_S = 10.0
 _log = logging.getLogger(__name__)
 _STATES: msgspec.msgpack.Decoder[training_round.RoundState] = msgspec.msgpack.Decoder(training_round.RoundState)
 
@@ -113,6 +114,10 @@ class RoundDesk:
             verdict = "accepted" if any(one.device == device for one in past.accepted) else "late"
         elif past is not None:
             verdict = "late"
+        if verdict == "late" and not isinstance(past, training_round.Selecting | None) and device in past.cohort:
+            self._office.commit(
+                lambda tx: tx.record("report-late", task=self._name, round_number=report.round, device=device)
+            )
         self._acknowledge(device, report.round, verdict)
 
     def give_back(self, device: str, message: messages.Abandonment) -> None:
@@ -158,7 +163,10 @@ class RoundDesk:
                 names,
             )
         for action in actions:
-            self._perform(action)
+            try:
+                self._perform(action)
+            except AdapterError as error:
+                _log.warning("%s: %s", type(action).__name__, error)  # One that fails must not cost those after it.
 
     def _save_round(
         self,
@@ -276,21 +284,35 @@ class RoundDesk:
         head = self._state.head
         self._office.inbox.cancel_timer(f"deadline/{self._name}")
         if head.plan.kind == "train" and self._model.reference.version == head.base_version:
-            layout = self._model.layout
-            caps = SumCaps(
-                example_count_max=head.plan.example_count_max,
-                magnitude_max=largest_symbol(layout.update_size, head.plan.step_ratio),
-                report_count_max=len(accepted),
-            )
-            total = FixedPointSum(layout.update_size, caps)
-            for one in sorted(accepted, key=lambda one: one.device):
-                update = self._office.intake.read(
-                    one.device, one.update or b"", head, layout.update_size, layout.digest
-                )
-                total.add(update.step, update.symbols, example_count=one.example_count)
-            self._model.advance(total.mean())
+            try:
+                total = self._sum(head, accepted)
+            except (RemoteProtocolError, AdapterError, LocalMisuseError) as error:
+                _log.exception("round %s/%d cannot be aggregated", self._name, head.number)
+                self.advance(training_round.Aborted(f"cannot be aggregated: {error}"))
+                return
+            try:
+                self._model.advance(total.mean())
+            except AdapterError as error:
+                _log.warning("round %s/%d: %s; trying again in %.0f s", self._name, head.number, error, DISK_RETRY_S)
+                self._office.inbox.set_timer(f"again/{self._name}", DISK_RETRY_S)
+                return
             self._office.commit(lambda tx: tx.add_checkpoint(self._model.newest_row(tx.now_s)))
+            self._model.drop_superseded()
         self.advance(training_round.Aggregated())
+
+    def _sum(self, head: training_round.RoundHead, accepted: tuple[training_round.Accepted, ...]) -> FixedPointSum:
+        layout = self._model.layout
+        caps = SumCaps(
+            example_count_max=head.plan.example_count_max,
+            step_max=UPDATE_STEP_MAX,
+            magnitude_max=largest_symbol(layout.update_size, head.plan.step_ratio),
+            report_count_max=len(accepted),
+        )
+        total = FixedPointSum(layout.update_size, caps)
+        for one in sorted(accepted, key=lambda one: one.device):
+            update = self._office.intake.read(one.device, one.update or b"", head, layout.update_size, layout.digest)
+            total.add(update.step, update.symbols, example_count=one.example_count)
+        return total
 
 
 def accepted_of(state: training_round.RoundState) -> tuple[training_round.Accepted, ...]:

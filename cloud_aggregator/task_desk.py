@@ -9,9 +9,9 @@ from cloud_aggregator import commands, task_progress, training_round
 from cloud_aggregator.adapters.database import Transaction
 from cloud_aggregator.adapters.model_registry import TaskModel
 from cloud_aggregator.adapters.schema import TaskRow
-from cloud_aggregator.round_desk import Office, RoundDesk, accepted_of, resting_window
+from cloud_aggregator.round_desk import DISK_RETRY_S, Office, RoundDesk, accepted_of, resting_window
 from cloud_aggregator.selection import Candidate, round_seed
-from federated_core.errors import UntrustedReleaseError
+from federated_core.errors import AdapterError, LocalMisuseError, UntrustedReleaseError
 from federated_core.learning.algorithms import FederatedAlgorithm, federated_averaging
 from federated_core.learning.server_optimizers import sgd
 from federated_core.protocol import keys, messages
@@ -110,19 +110,26 @@ class TaskDesk:
         if current is not None and current.head.number == _round_number(self._state):
             self.rounds.advance(training_round.Restarted())
         else:
-            self._perform_task(task_progress.open_next(self._state, self._settings))
+            self._open_next(self._state)
 
     def pause(self) -> None:
         """Open no more rounds for now."""
+        self._refuse_if_finished()
         self._advance_task(task_progress.PauseAsked())
 
     def unpause(self) -> None:
         """Go on."""
+        self._refuse_if_finished()
         self._advance_task(task_progress.ResumeAsked())
 
     def abort(self) -> None:
         """End the task and its open round."""
+        self._refuse_if_finished()
         self._advance_task(task_progress.AbortAsked())
+
+    def _refuse_if_finished(self) -> None:
+        if isinstance(self._state, task_progress.Finished):
+            raise LocalMisuseError(f"task {self._name!r} is finished: {self._state.why}")
 
     def ring(self, timer: str) -> None:
         """A timer of this task is due."""
@@ -132,7 +139,9 @@ class TaskDesk:
             case "deadline":
                 self.rounds.advance(training_round.DeadlinePassed())
             case "open":
-                self._perform_task(task_progress.open_next(_without_backoff(self._state), self._settings))
+                self._open_next(_without_backoff(self._state))
+            case "again":
+                self.rounds.advance(training_round.Restarted())
 
     def check_in(self, device: str, check_in: messages.CheckIn) -> None:
         """A device offers itself."""
@@ -242,10 +251,28 @@ class TaskDesk:
                 case task_progress.OpenRound():
                     self._open_round(action)
                 case task_progress.FlushCheckpoint():
-                    self._model.flush()
-                    self._office.commit(lambda tx: tx.add_checkpoint(self._model.newest_row(tx.now_s)))
+                    if not self._flush():
+                        return
                 case task_progress.AbortRound():
                     self.rounds.advance(training_round.Aborted("aborted by the operator"))
+
+    def _open_next(self, state: task_progress.TaskState) -> None:
+        """Open the round that ``state`` is in, once the exact parameters are published if they are due."""
+        if isinstance(state, task_progress.Evaluating) and not self._model.is_exact and not self._flush():
+            return
+        self._perform_task(task_progress.open_next(state, self._settings))
+
+    def _flush(self) -> bool:
+        """Publish the exact parameters; False if that must be tried again."""
+        try:
+            self._model.flush()
+        except AdapterError as error:
+            _log.warning("task %s: %s; trying again in %.0f s", self._name, error, DISK_RETRY_S)
+            self._office.inbox.set_timer(f"open/{self._name}", DISK_RETRY_S)
+            return False
+        self._office.commit(lambda tx: tx.add_checkpoint(self._model.newest_row(tx.now_s)))
+        self._model.drop_superseded()
+        return True
 
     def _open_round(self, action: task_progress.OpenRound) -> None:
         plan = msgspec.structs.replace(self._settings.plan, kind=action.kind, learning_rate=action.learning_rate)

@@ -2,7 +2,7 @@
 
 ::
 
-    Selecting --CheckedIn (enough), SelectionDue--> Collecting --goal, DeadlinePassed--> Aggregating --> Completed
+    Selecting --CheckedIn (all), SelectionDue--> Collecting --goal, DeadlinePassed--> Aggregating --> Completed
         |                                              |
         '-----------------Aborted----------------------'--too few reports, Aborted--> Abandoned
 
@@ -172,7 +172,7 @@ class Aggregated(msgspec.Struct, frozen=True):
 
 
 class Aborted(msgspec.Struct, frozen=True):
-    """The operator ends the round."""
+    """The operator ends the round, or its aggregate cannot be made."""
 
     why: str
 
@@ -301,6 +301,9 @@ def step(state: RoundState, event: RoundEvent) -> Transition:
             return state, (Aggregate(state.accepted),)
         case Aggregating(), CheckedIn(candidate):
             return msgspec.structs.replace(state, waiting=_with(state.waiting, candidate)), ()
+        case Aggregating(), Aborted(why):
+            abandoned = Abandoned(state.head, why, state.cohort, state.accepted, state.refused, state.given_back)
+            return abandoned, (Finish(state.waiting),)
         case Aggregating(), Aggregated():
             completed = Completed(state.head, state.cohort, state.accepted, state.refused, state.given_back)
             return completed, (Finish(state.waiting),)
@@ -315,18 +318,19 @@ def step(state: RoundState, event: RoundEvent) -> Transition:
 
 
 def _consider(state: Selecting, candidate: Candidate, population: int) -> Transition:
+    """Close early only if everybody is there: whoever is first must have no better odds than whoever is late."""
     settings = state.head.settings
     state = Selecting(state.head, _with(state.candidates, candidate))
-    wanted = cohort_size(settings.goal, settings.overselection_ratio, population)
-    if len(state.candidates) >= max(wanted, settings.report_count_min):
-        return _select(state, wanted)
+    if len(state.candidates) >= max(population, settings.report_count_min):
+        return _select(state, cohort_size(settings.goal, settings.overselection_ratio, len(state.candidates)))
     return state, ()
 
 
 def _select(state: Selecting, size: int) -> Transition:
     cohort = select_cohort(state.candidates, size, state.head.seed)
     turned_away = tuple(candidate for candidate in state.candidates if candidate not in cohort)
-    actions: tuple[RoundAction, ...] = (Assign(cohort), AwaitDeadline(state.head.settings.reporting_s))
+    # The deadline first: whatever comes of the assignments, the round ends.
+    actions: tuple[RoundAction, ...] = (AwaitDeadline(state.head.settings.reporting_s), Assign(cohort))
     if turned_away:
         actions = (*actions, TurnAway(turned_away))
     return Collecting(state.head, tuple(candidate.device for candidate in cohort)), actions

@@ -7,12 +7,15 @@ from federated_core.adapters.blob_store import BlobStore
 from federated_core.adapters.blob_transfer import BlobReceiver
 from federated_core.adapters.inbox import Inbox
 from federated_core.errors import AdapterError, RemoteProtocolError
+from federated_core.learning.clipping import gate_step
 from federated_core.learning.update_codec import DecodedUpdate, decode_update
 from federated_core.protocol import keys, transfer
 from federated_core.protocol.messages import BlobReference, Report, Verdict
 from federated_core.protocol.wire import ChunkFrame
 
 FETCH_TIMER = "chunks/"
+NORM_REFUSAL_MULTIPLE = 4.0  # An update this many times beyond the norm that an honest one can have is refused.
+UPDATE_STEP_MAX = 1.0  # Levels wider than this are no fine-tuning of anything; sums in fixed point rely on the bound.
 
 
 class UpdateIntake:
@@ -58,17 +61,27 @@ class UpdateIntake:
     ) -> Verdict:
         """Open and decode an update that is whole, and say whether it may count."""
         try:
-            self.read(device, report.update.digest if report.update else b"", head, parameter_count, layout_digest)
+            digest = report.update.digest if report.update else b""
+            update = self._decode(device, digest, head, parameter_count, layout_digest)
         except RemoteProtocolError as error:
             return "not-finite" if "finite" in str(error) else "malformed"
         except AdapterError:
             return "digest-mismatch"
-        return "accepted"
+        try:
+            update = _bound_norm(update, head)
+        except RemoteProtocolError:
+            return "too-large"
+        return "too-large" if update.step > UPDATE_STEP_MAX else "accepted"
 
     def read(
         self, device: str, digest: bytes, head: RoundHead, parameter_count: int, layout_digest: bytes
     ) -> DecodedUpdate:
-        """Return the update ``digest`` of ``device``, opened and decoded."""
+        """Return the update ``digest`` of ``device``, opened, decoded and held to the plan's norm."""
+        return _bound_norm(self._decode(device, digest, head, parameter_count, layout_digest), head)
+
+    def _decode(
+        self, device: str, digest: bytes, head: RoundHead, parameter_count: int, layout_digest: bytes
+    ) -> DecodedUpdate:
         context = keys.update_context(self._fleet, device, head.task, head.number, head.base)
         blob = self._sealing_key.open(self._blobs.get(digest.hex()), context)
         return decode_update(
@@ -95,3 +108,18 @@ class UpdateIntake:
             self._inbox.cancel_timer(FETCH_TIMER + device)
             return None
         return tuple(requests)
+
+
+def _bound_norm(update: DecodedUpdate, head: RoundHead) -> DecodedUpdate:
+    """Clip an update that is longer than the plan allows by a smaller step; RemoteProtocolError if it is far longer."""
+    plan = head.plan
+    if plan.delta_norm_max is None:
+        return update
+    step = gate_step(
+        update.step,
+        update.symbols,
+        norm_max=plan.delta_norm_max,
+        step_per_rms=plan.step_ratio,
+        refusal_multiple=NORM_REFUSAL_MULTIPLE,
+    )
+    return DecodedUpdate(step, update.symbols)

@@ -63,6 +63,12 @@ class ArtifactFetcher:
             return None
         return self._advance(transfer.ChunkStored(stored[0]))
 
+    def is_fetching(self, digest: bytes) -> bool:
+        """Say whether chunks of this blob are awaited."""
+        return isinstance(self._state, transfer.Fetching) and any(
+            chunk.digest == digest for chunk in self._state.missing
+        )
+
     def note_silence(self) -> FetchResult:
         """Nothing came for a while: ask again."""
         return self._advance(transfer.Quiet())

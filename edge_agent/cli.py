@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+import os
 import signal
 import sys
 import time
@@ -21,6 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
         format="%(asctime)s %(levelname)s %(message)s",
         stream=sys.stderr,
     )
+    os.umask(0o077)  # Keys, credentials and the owner's examples: nobody else on this machine may read them.
     try:
         return int(options.command(options))
     except AdapterError as error:
@@ -80,6 +82,7 @@ def _enroll(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     from edge_agent.adapters.chance import SystemChance
+    from edge_agent.adapters.engine_name import engine_name
     from edge_agent.adapters.identity import load_identity
     from edge_agent.adapters.journal import Journal
     from edge_agent.adapters.sensors import Sensors
@@ -133,6 +136,7 @@ def _run(options: argparse.Namespace) -> int:
         sensors=Sensors(folder, settings.eligibility),
         chance=SystemChance(),
         now_s=time.time,
+        engine=engine_name(),
     )
     try:
         runtime.run()

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_agent.adapters.engine import open_engine
 from edge_agent.adapters.installer import InstalledRelease, Installer
 from edge_agent.installed_model import InstalledModel, load_installed
 from federated_core.engines.engine import Engine
-from federated_core.engines.onnxruntime_engine import OnnxruntimeEngine
 from federated_core.errors import AdapterError, FallowError, LocalMisuseError
 
 RELEASES_NAME = "releases"
@@ -43,7 +43,7 @@ class LocalModel:
     def __init__(self, folder: str | Path, family: str | None = None, *, engine: Engine | None = None) -> None:
         """Open what is installed in the agent's ``folder``; ``family`` may be left out if there is only one."""
         self._installer = Installer(Path(folder) / RELEASES_NAME)
-        self._engine: Engine = engine or OnnxruntimeEngine()
+        self._engine: Engine = engine or open_engine()
         self._family = family or _only_family(self._installer)
         self._pointer_path = self._installer.pointer_path(self._family)
         self._loading = threading.Lock()

@@ -22,6 +22,7 @@ from edge_agent.artifact_fetcher import ArtifactFetcher
 from edge_agent.config import AgentSettings
 from edge_agent.eligibility import Conditions, ineligibilities, waivers
 from edge_agent.update_desk import TIMERS, TrialLike, UpdateDesk
+from federated_core import VERSION
 from federated_core.adapters.blob_store import BlobStore
 from federated_core.adapters.chunk_sender import ChunkSender
 from federated_core.adapters.inbox import Inbox, TimerFired
@@ -90,6 +91,7 @@ class Runtime:
         sensors: SensorsLike,
         chance: Chance,
         now_s: Callable[[], float],
+        engine: str = "",
     ) -> None:
         """Take up the device's journaled state; ``now_s`` is the wall clock, for the owner's eyes only."""
         if identity.grant is None:
@@ -107,6 +109,7 @@ class Runtime:
         self._sensors = sensors
         self._chance = chance
         self._now_s = now_s
+        self._engine = engine
         self._chunks = ChunkSender(link, blobs)
         self._fetcher = ArtifactFetcher(blobs, inbox, self._send)
         self._updates = UpdateDesk(
@@ -126,7 +129,10 @@ class Runtime:
         self._down = topics.device_down(self._grant.fleet, self._grant.device)
         self._state: session.SessionState = journal.load("session", session.STATES) or session.Resting()
         self._work_id = 0
+        self._assigned: messages.Assignment | None = None  # What the trainer was last given.
         self._is_training = False
+        self._is_connected = False
+        self._deadline_of: bytes | None = None  # The check-in whose assignment's deadline runs.
         self._reasons: tuple[str, ...] | None = None
 
     # --- The loop
@@ -167,10 +173,12 @@ class Runtime:
         match news:
             case LinkUp():
                 _log.info("connected")
+                self._is_connected = True
                 self._advance(session.LinkRestored())
                 self._updates.note_link()
             case LinkDown(reason):
                 _log.warning("not connected: %s", reason)
+                self._is_connected = False
             case MessageArrived(topic, payload):
                 self._receive(topic, payload)
             case MessageSent(ticket):
@@ -199,10 +207,13 @@ class Runtime:
             after = type(self._state).__name__
             _log.info("session %s --%s--> %s [%s]", type(before).__name__, type(event).__name__, after, names)
         for action in actions:
-            self._perform(action)
+            try:
+                self._perform(action)
+            except AdapterError as error:
+                _log.warning("%s: %s", type(action).__name__, error)  # One that fails must not cost those after it.
 
     def _save(self, state: session.SessionState) -> bool:
-        """Journal a state. What cannot be journaled does not happen: work stops, and begins again as after a restart."""
+        """Journal a state. What cannot be journaled does not happen: work stops, and begins again later."""
         try:
             self._journal.save("session", state)
         except AdapterError as error:
@@ -220,8 +231,11 @@ class Runtime:
     def _receive(self, topic: str, payload: bytes) -> None:
         frame = wire.decode_frame(payload)
         if isinstance(frame, wire.ChunkFrame):
-            if self._fetcher.take(frame) == "whole":
-                self._conclude_fetch()
+            match self._fetcher.take(frame):
+                case "whole":
+                    self._conclude_fetch()
+                case "failed":
+                    self._advance(session.FetchFailed("fetch-failed"))
             self._updates.take(frame)
             return
         message = wire.open_message(frame, topic, self._identity.token.verify_key, _ANSWERS)
@@ -230,9 +244,10 @@ class Runtime:
                 self._chunks.want(self._up, tuple(Chunk(digest, index) for index in indices))
             case messages.BlobUnavailable(digest) if self._updates.is_fetching(digest):
                 self._updates.give_up_fetching()
-            case messages.BlobUnavailable():
-                self._fetcher.give_up()
-                self._advance(session.FetchFailed("fetch-failed"))
+            case messages.BlobUnavailable(digest):
+                if self._fetcher.is_fetching(digest):
+                    self._fetcher.give_up()
+                    self._advance(session.FetchFailed("fetch-failed"))
             case messages.ReleaseOffer() | messages.ReleaseAnnouncement() | messages.ReleaseAcknowledgement():
                 self._updates.receive(message)
             case _:
@@ -267,11 +282,13 @@ class Runtime:
                 raise LocalMisuseError(f"timer: nobody set {name!r}")
 
     def _hear_trainer(self, outcome: work.Outcome) -> None:
-        if outcome.work_id != self._work_id or not isinstance(self._state, session.Training):
+        assignment = self._assigned
+        if outcome.work_id != self._work_id or assignment is None:
             return
-        assignment = self._state.assignment
+        if not isinstance(outcome, work.Holding) and not isinstance(self._state, session.Training):
+            return
         match outcome:
-            case work.Holding(base=base):
+            case work.Holding(base=base):  # Whatever became of the round: the files have moved, the journal follows.
                 held = messages.HeldCheckpoint(assignment.task, assignment.bundle, base)
                 self._journal.save(f"held/{assignment.task}", held)
                 for artifact in assignment.fetch:
@@ -287,7 +304,14 @@ class Runtime:
             case work.Failed(why=why, detail=detail):
                 self._rest_trainer()
                 _log.warning("round %d: %s (%s)", assignment.round, why, detail)
+                if why == "untrusted":
+                    self._forget_model(assignment)
                 self._advance(session.TrainingFailed(why))
+
+    def _forget_model(self, assignment: messages.Assignment) -> None:
+        """Claim nothing of a model that turned out to be damaged: the aggregator sends all of it anew."""
+        self._journal.forget(f"held/{assignment.task}")
+        self._blobs.delete(assignment.bundle.hex())
 
     def _bury_trainer(self, pid: int, code: int) -> None:
         if pid != self._trainer.pid:
@@ -312,8 +336,8 @@ class Runtime:
                     session.BecameIneligible() if reasons else session.BecameEligible(self._chance.token_bytes(8))
                 )
             case session.SendCheckIn(check_in_id):
-                self._send(self._make_check_in(check_in_id))
                 self._inbox.set_timer("answer", self._settings.answer_timeout_s)
+                self._send(self._make_check_in(check_in_id))
             case session.Fetch(assignment):
                 self._begin_fetch(assignment)
             case session.StartTraining(assignment):
@@ -323,19 +347,21 @@ class Runtime:
             case session.SendAbandonment(task, round_number, why):
                 self._send(messages.Abandonment(task, round_number, why))
             case session.SendReport(report):
+                self._inbox.set_timer("answer", self._settings.answer_timeout_s)
                 self._send(report)
                 if report.update is not None:
                     chunk_count = wire.chunk_count(report.update.size_bytes)
                     self._chunks.want(
                         self._up, tuple(Chunk(report.update.digest, index) for index in range(chunk_count))
                     )
-                self._inbox.set_timer("answer", self._settings.answer_timeout_s)
             case session.EmptyOutbox():
                 self._empty_outbox()
             case _:
                 assert_never(action)
 
     def _send(self, message: messages.DeviceMessage) -> None:
+        if not self._is_connected:
+            return  # `LinkRestored` says again what still matters; what is queued for hours does not.
         self._link.send(self._up, wire.sign_message(self._signing_key, self._up, message))
 
     def _make_check_in(self, check_in_id: bytes) -> messages.CheckIn:
@@ -344,11 +370,15 @@ class Runtime:
             check_in_id,
             held=tuple(one for one in held if one is not None and self._blobs.has(one.bundle.hex())),
             eligibility="eligible-by-waiver" if waivers(self._settings.eligibility) else "eligible",
+            engine=self._engine,
+            agent_version=VERSION,
         )
 
     def _begin_fetch(self, assignment: messages.Assignment) -> None:
         self._inbox.cancel_timer("answer")
-        self._inbox.set_timer("deadline", assignment.deadline_s)
+        if self._deadline_of != assignment.check_in_id:  # A link that comes back gives no more time.
+            self._deadline_of = assignment.check_in_id
+            self._inbox.set_timer("deadline", assignment.deadline_s)
         self._inbox.set_timer("watch", self._settings.watch_interval_s)
         statement = keys.bundle_statement(assignment.bundle)
         if not keys.is_signed_by(self._identity.token.model_key, assignment.bundle_signature, statement):
@@ -356,6 +386,7 @@ class Runtime:
             self._advance(session.FetchFailed("untrusted"))
             return
         self._trainer.prepare()
+        self._inbox.cancel_timer("kill")  # It was for the child before this one.
         try:
             if self._fetcher.begin(assignment.fetch) == "whole":
                 self._conclude_fetch()
@@ -370,6 +401,7 @@ class Runtime:
     def _begin_training(self, assignment: messages.Assignment) -> None:
         self._inbox.cancel_timer("linger")
         self._work_id += 1
+        self._assigned = assignment
         artifacts = [artifact for artifact in assignment.fetch if artifact.kind != "bundle"]
         model_folder = self._folder / "models" / assignment.task
         model_folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -424,6 +456,7 @@ class Runtime:
     def _stop_work(self) -> None:
         for name in ("deadline", "watch", "quiet"):
             self._inbox.cancel_timer(name)
+        self._deadline_of = None
         self._fetcher.give_up()
         if self._is_training:
             self._is_training = False

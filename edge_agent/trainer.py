@@ -15,15 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent import work
+from edge_agent.adapters.engine import open_engine
 from edge_agent.adapters.example_store import ExampleStore
 from edge_agent.child import run_child
 from edge_agent.held_model import HeldModel
 from edge_agent.model_inputs import as_inputs
 from federated_core.adapters.atomic_file import write_atomically
 from federated_core.engines.engine import EvaluationSession, TrainingSession
-from federated_core.engines.onnxruntime_engine import OnnxruntimeEngine
 from federated_core.errors import FallowError, LocalMisuseError, RemoteProtocolError, UntrustedReleaseError
 from federated_core.learning.bundle import Bundle, decode_bundle
+from federated_core.learning.clipping import clip_to_norm
 from federated_core.learning.local_training import LocalPlan, LocalResult, train_locally
 from federated_core.learning.parameters import Vector, flatten, unflatten, update_part
 from federated_core.learning.standardization import fit_personal
@@ -53,7 +54,7 @@ class Trainer:
 
     def __init__(self, out: IO[bytes], thread_count: int) -> None:
         self._out = out
-        self._engine = OnnxruntimeEngine(thread_count=thread_count)
+        self._engine = open_engine(thread_count)
         self._open: OpenBundle | None = None
 
     def do(self, piece: work.Work) -> None:
@@ -130,6 +131,8 @@ class Trainer:
         return result
 
     def _write_update(self, piece: work.Work, bundle: Bundle, delta: Vector) -> None:
+        if piece.plan.delta_norm_max is not None:
+            delta = clip_to_norm(delta, piece.plan.delta_norm_max)
         blob = encode_update(
             delta,
             layout_digest=bundle.description.layout.digest,

@@ -3,6 +3,7 @@
 A model that crashes its runtime takes down this process and nothing else. What it may not do is change what runs.
 """
 
+import errno
 import shutil
 from pathlib import Path
 from typing import IO, Any
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent import trial_work, update, work
+from edge_agent.adapters.engine import open_engine
 from edge_agent.adapters.example_store import ExampleStore
 from edge_agent.adapters.installer import Installer, describe
 from edge_agent.child import run_child
@@ -19,8 +21,7 @@ from edge_agent.held_model import HeldModel
 from edge_agent.installed_model import InstalledModel, encode_personal, load_installed
 from edge_agent.model_inputs import as_inputs, zero_inputs
 from federated_core.engines.engine import Engine, Evaluation
-from federated_core.engines.onnxruntime_engine import OnnxruntimeEngine
-from federated_core.errors import AdapterError, FallowError, RemoteProtocolError
+from federated_core.errors import FallowError, RemoteProtocolError
 from federated_core.learning.bundle import Bundle, decode_bundle
 from federated_core.learning.parameters import Layout, Vector, encode_checkpoint
 from federated_core.learning.standardization import fit_personal
@@ -29,6 +30,7 @@ from federated_core.release.acceptance import Refusal, judge_bytes
 
 EXAMPLES_MAX = 2_000
 CANARY_BATCH = 64
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 JUDGED_COUNT_MIN = 20  # Fewer held-out examples say too little to refuse a release by.
 
 
@@ -37,7 +39,7 @@ class Trial:
 
     def __init__(self, out: IO[bytes], thread_count: int) -> None:
         self._out = out
-        self._engine: Engine = OnnxruntimeEngine(thread_count=thread_count)
+        self._engine = open_engine(thread_count)
 
     def do(self, piece: trial_work.Work) -> None:
         """Do ``piece`` and say what became of it."""
@@ -51,7 +53,9 @@ def answer(piece: trial_work.Work, engine: Engine) -> trial_work.Answer:
             return _install(piece)
         return _try(piece, engine)
     except (FallowError, OSError) as error:
-        return _unfit("does-not-load", f"{type(error).__name__}: {error}")
+        world = error if isinstance(error, OSError) else error.__cause__
+        is_full = isinstance(world, OSError) and world.errno in _NO_ROOM
+        return _unfit("no-room" if is_full else "does-not-load", f"{type(error).__name__}: {error}")
 
 
 # --- Installation
@@ -79,10 +83,7 @@ def _install(piece: trial_work.InstallWork) -> trial_work.Answer:
     if refusal is not None:
         return _refused(refusal)
     files = {"bundle": bundle_bytes, "checkpoint": checkpoint, "personal": _personal(bundle, Path(piece.store_path))}
-    try:
-        installer.put(manifest.family, describe(manifest).content, files)
-    except AdapterError as error:
-        return _unfit("no-room", str(error))
+    installer.put(manifest.family, describe(manifest).content, files)
     return update.Installed()
 
 

@@ -185,6 +185,7 @@ class TaskModel:
         self._deltas: dict[int, bytes] = {}  # To a version, from the one before it, within the newest epoch.
         self._keyframe: BlobReference | None = None
         self._saved: BlobReference | None = None
+        self._superseded: list[bytes] = []
         self._composed: dict[tuple[int, int], BlobReference] = {}
 
     @property
@@ -192,6 +193,11 @@ class TaskModel:
         """The newest published version."""
         version = self._publisher.position.version
         return CheckpointReference(version, self._digests[version])
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the published parameters are the true ones to the last bit: right after a keyframe."""
+        return self._publisher.position.version == self._publisher.keyframe.version
 
     def artifacts_for(self, held: HeldCheckpoint | None) -> tuple[Artifact, ...]:
         """Return what a device that holds ``held`` must fetch to have the newest version, in the order of use."""
@@ -211,24 +217,27 @@ class TaskModel:
 
     def advance(self, aggregate: np.ndarray[tuple[int], np.dtype[np.float64]]) -> None:
         """Apply a round's aggregate (update part, float64) and publish the next version."""
-        self._state = self._algorithm.next(self._state, from_update_part(self.layout, aggregate))
-        self._publisher, delta = publish(self._publisher, self._state.parameters)
+        state = self._algorithm.next(self._state, from_update_part(self.layout, aggregate))
+        publisher, delta = publish(self._publisher, state.parameters)
         blob = self._registry.put(encode_delta(delta), "down")
+        self._record_version(state, publisher)
         self._deltas[delta.to_version] = blob.digest
         self._composed[delta.from_version, delta.to_version] = blob
-        self._record_version()
 
     def flush(self) -> None:
         """Publish the true parameters to the last bit, as the keyframe of a new epoch."""
-        self._publisher = open_lattice(self._state.parameters, self._publisher.position.version + 1)
+        self._record_keyframe(open_lattice(self._state.parameters, self._publisher.position.version + 1))
         self._deltas.clear()
         self._composed.clear()
-        self.record_keyframe()
 
     def record_keyframe(self) -> None:
         """Store the keyframe of the epoch that just began."""
-        self._keyframe = self._registry.put(encode_keyframe(self._publisher.keyframe), "keyframe")
-        self._record_version()
+        self._record_keyframe(self._publisher)
+
+    def _record_keyframe(self, publisher: LatticePublisher) -> None:
+        keyframe = self._registry.put(encode_keyframe(publisher.keyframe), "keyframe")
+        self._record_version(self._state, publisher)
+        self._keyframe = keyframe
 
     def remember(self, rows: Sequence[CheckpointRow]) -> None:
         """Know again the versions of the newest epoch."""
@@ -256,18 +265,29 @@ class TaskModel:
             created_at=now_s,
         )
 
-    def _record_version(self) -> None:
-        publisher = self._publisher
+    def _record_version(self, state: AlgorithmState, publisher: LatticePublisher) -> None:
+        """Store a version, then be at it: on a full disk nothing has changed, and it can be tried again."""
         vector = vector_at(publisher.keyframe, publisher.position)
         version = publisher.position.version
-        self._digests[version] = checkpoint_digest(encode_checkpoint(self.layout, self._task, version, vector))
         saved = SavedState(
-            self._state.parameters.astype("<f4").tobytes(),
+            state.parameters.astype("<f4").tobytes(),
             encode_position(publisher.position),
             publisher.coarse_round_count,
-            tuple(part.astype("<f4").tobytes() for part in self._state.optimizer_state),
+            tuple(part.astype("<f4").tobytes() for part in state.optimizer_state),
         )
-        self._saved = self._registry.put(msgspec.msgpack.encode(saved))
+        reference = self._registry.put(msgspec.msgpack.encode(saved))
+        if self._saved is not None:
+            self._superseded.append(self._saved.digest)
+        self._saved = reference
+        self._state, self._publisher = state, publisher
+        self._digests[version] = checkpoint_digest(encode_checkpoint(self.layout, self._task, version, vector))
+
+    def drop_superseded(self) -> None:
+        """Delete the states from before the newest version; to be called once that is in the database."""
+        superseded, self._superseded = self._superseded, []
+        for digest in superseded:
+            if self._saved is None or digest != self._saved.digest:
+                self._registry.drop(digest)
 
     def _is_on_lattice(self, checkpoint: CheckpointReference) -> bool:
         return (

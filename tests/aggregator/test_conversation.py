@@ -331,7 +331,6 @@ def test_an_aborted_task_ends_with_its_round_and_sends_everyone_to_rest(fleet: F
     assert fleet.aggregator.parameters() == [0.0] * 6
 
 
-@pytest.mark.xfail(reason="runtime drops `Holding` outside Training; then the journal is behind the model's files")
 def test_a_device_that_was_cancelled_while_it_moved_its_model_takes_part_again(fleet: Fleet) -> None:
     slow = fleet.devices[1]
     one_is_enough = msgspec.structs.replace(TWO_ROUNDS.rounds, goal=1, report_count_min=1, overselection_ratio=2.0)
@@ -344,7 +343,6 @@ def test_a_device_that_was_cancelled_while_it_moved_its_model_takes_part_again(f
     assert fleet.aggregator.happened("assignment-given-back") == []
 
 
-@pytest.mark.xfail(reason="runtime sends before it sets the timer, and a full queue skips the timer")
 def test_a_device_that_was_offline_for_long_takes_part_again(fleet: Fleet) -> None:
     begin(fleet)
     device = fleet.devices[0]

@@ -87,7 +87,7 @@ TABLE: dict[tuple[type, type], training_round.Transition] = {
     (Selecting, CheckedIn): (Selecting(HEAD, (A, B, candidate_of("f"))), ()),
     (Selecting, SelectionDue): (
         Collecting(HEAD, tuple(one.device for one in select_cohort((A, B), 2, HEAD.seed))),
-        (Assign(select_cohort((A, B), 2, HEAD.seed)), AwaitDeadline(600.0)),
+        (AwaitDeadline(600.0), Assign(select_cohort((A, B), 2, HEAD.seed))),
     ),
     (Selecting, Aborted): (Abandoned(HEAD, "by the operator"), (Finish((A, B)),)),
     (Collecting, Restarted): (COLLECTING, (AwaitDeadline(600.0), ExpectUpdate("b", report_of("b")))),
@@ -110,6 +110,7 @@ TABLE: dict[tuple[type, type], training_round.Transition] = {
     (Aggregating, CheckedIn): (changed(AGGREGATING, waiting=(*WAITING, candidate_of("f"))), ()),
     (Aggregating, Reported): (AGGREGATING, (Acknowledge("b", "accepted"),)),
     (Aggregating, Aggregated): (COMPLETED, (Finish(WAITING),)),
+    (Aggregating, Aborted): (Abandoned(HEAD, "by the operator", COHORT, ACCEPTED), (Finish(WAITING),)),
     (Completed, Restarted): (COMPLETED, (Finish(()),)),
     (Completed, Reported): (COMPLETED, (Acknowledge("b", "accepted"),)),
     (Abandoned, Restarted): (ABANDONED, (Finish(()),)),
@@ -156,18 +157,29 @@ def test_a_round_opens_with_a_window_for_check_ins() -> None:
     assert begin(HEAD) == (Selecting(HEAD), (AwaitSelection(30.0),))
 
 
-def test_selection_ends_at_once_when_the_cohort_is_full_and_turns_nobody_away() -> None:
+def test_selection_ends_at_once_when_the_whole_population_is_there() -> None:
     state, _ = begin(HEAD)
     for candidate in (A, B, C):
-        state, actions = step(state, CheckedIn(candidate, population=20))
+        state, actions = step(state, CheckedIn(candidate, population=4))
         assert actions == ()
-    state, actions = step(state, CheckedIn(D, population=20))
+    state, actions = step(state, CheckedIn(D, population=4))
     assert isinstance(state, Collecting)
     assert set(state.cohort) == set(COHORT)
-    assign, deadline = actions
+    deadline, assign = actions
     assert isinstance(assign, Assign)
     assert set(assign.candidates) == {A, B, C, D}
     assert deadline == AwaitDeadline(600.0)
+
+
+def test_whoever_checks_in_first_is_not_selected_for_it() -> None:
+    state, _ = begin(HEAD)
+    crowd = tuple(candidate_of(f"device-{number}") for number in range(19))
+    for candidate in crowd:
+        state, actions = step(state, CheckedIn(candidate, population=20))
+        assert actions == (), "the window is still open, and one device may yet come"
+    state, _ = step(state, SelectionDue())
+    assert isinstance(state, Collecting)
+    assert set(state.cohort) != {candidate.device for candidate in crowd[: len(state.cohort)]}
 
 
 def test_a_small_fleet_is_not_waited_for_in_vain() -> None:
@@ -186,7 +198,7 @@ def test_who_is_not_drawn_is_turned_away() -> None:
     crowd = tuple(candidate_of(f"device-{number}") for number in range(9))
     state, actions = step(Selecting(HEAD, crowd), SelectionDue())
     assert isinstance(state, Collecting)
-    assign, _, turn_away = actions
+    _, assign, turn_away = actions
     assert isinstance(assign, Assign)
     assert isinstance(turn_away, TurnAway)
     assert (len(assign.candidates), len(turn_away.candidates)) == (4, 5)

@@ -21,7 +21,7 @@ from tests.aggregator.round_examples import HEAD, report_of
 from tests.protocol.signed_messages import SEALING_KEY
 
 LAYOUT_DIGEST = hashlib.sha256(b"layout").digest()
-DELTA = np.array([0.5, -0.5, 0.5, -0.5], np.float32)
+DELTA = np.array([0.125, -0.125, 0.125, -0.125], np.float32)
 LARGE = np.random.default_rng(0).bytes(2 * CHUNK_BYTES + 100)  # Three chunks.
 
 
@@ -78,8 +78,8 @@ def test_an_update_that_arrives_whole_is_opened_and_accepted(side: Side) -> None
     assert side.intake.take("a", frames(data)[0])
     assert side.judge("a", data) == "accepted"
     update = side.intake.read("a", reference(data).digest, HEAD, len(DELTA), LAYOUT_DIGEST)
-    # Every value is half an rms of 0.5 away from 0 in steps of 2: a quarter of a level, up or down to -1, 0 or 1.
-    assert update.step == 2.0
+    # Every value is an rms of 0.125 away from 0 in steps of 4 rms: a quarter of a level, up or down to -1, 0 or 1.
+    assert update.step == 0.5
     assert set(update.symbols.tolist()) <= {-1, 0, 1}
 
 
@@ -182,6 +182,7 @@ def test_an_upload_goes_on_after_a_restart(side: Side) -> None:
         (sealed_update("b"), "malformed"),  # Sealed for another device: stolen or misdirected.
         (b"not sealed at all" * 10, "malformed"),
         (sealed_update(delta=DELTA[:3]), "malformed"),
+        (sealed_update(delta=8 * DELTA), "too-large"),
         (sealed_update()[:-1], "malformed"),
     ],
 )

@@ -1,6 +1,7 @@
 """Real processes over real brokers: a small fleet learns, and goes on when any one of its processes is killed."""
 
 import os
+import shutil
 import signal
 import sqlite3
 from collections.abc import Iterator
@@ -189,3 +190,24 @@ def arguments_of(process_id: int) -> str:
         return Path(f"/proc/{process_id}/cmdline").read_text()
     except OSError:
         return ""
+
+
+def test_a_device_whose_model_files_are_lost_takes_part_again(tmp_path: Path, groups: ProcessGroups) -> None:
+    fleet = Fleet(tmp_path, groups)
+    service = start(fleet, "embedded", rounds=6)
+    follow(fleet, "round-completed", count=2)
+    kill(groups, DEVICES[0])
+    shutil.rmtree(tmp_path / "devices" / DEVICES[0] / "models")
+    fleet.restart_agent(DEVICES[0])
+    follow(fleet, "task-finished")
+    last = service.status()["tasks"][TASK][-1]
+    assert (last["phase"], last["report_count"]) == ("completed", len(DEVICES))
+
+
+def test_nobody_else_may_read_what_agent_and_aggregator_keep(tmp_path: Path, groups: ProcessGroups) -> None:
+    fleet = Fleet(tmp_path, groups)
+    start(fleet, "embedded", rounds=1)
+    follow(fleet, "task-finished")
+    secret = [fleet.state / "aggregator.db", *(tmp_path / "devices" / DEVICES[0]).glob("journal.db*")]
+    assert len(secret) >= 2
+    assert [path.name for path in secret if path.stat().st_mode & 0o077] == []
