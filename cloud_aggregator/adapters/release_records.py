@@ -87,7 +87,7 @@ class ReleaseRecords:
             .where(DeviceReleaseRow.release == release, DeviceReleaseRow.stage == stage)
             .group_by(DeviceReleaseRow.state)
         )
-        counts: dict[str, int] = dict(self._session.execute(wanted).tuples().all())
+        counts: dict[str, int] = {row[0]: row[1] for row in self._session.execute(wanted)}
         failed_count = sum(counts.get(state, 0) for state in FAILED_STATES)
         return Tally(sum(counts.values()), counts.get("committed", 0), failed_count)
 

@@ -1,6 +1,7 @@
 """One device with real desk, journal, installer and trial, and an aggregator of a few lines that offers it releases."""
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,7 @@ class LoneDevice:
         self.blobs = BlobStore(folder)
         self.trial = InProcessTrial(self.inbox)
         self.sent: list[messages.DeviceMessage] = []
+        self.send_out: Callable[[messages.DeviceMessage], object] = self._ask_aggregator
         self.wall_s = float(ISSUED_AT + 60)
         self.desk = UpdateDesk(
             folder=folder,
@@ -149,9 +151,12 @@ class LoneDevice:
         )
 
     def send(self, message: messages.DeviceMessage) -> None:
-        """Let the aggregator answer at once."""
+        """Say something to the aggregator."""
         self.sent.append(message)
-        self.inbox.news += self.aggregator.answer(message)
+        self.send_out(message)
+
+    def _ask_aggregator(self, message: messages.DeviceMessage) -> None:
+        self.inbox.news += self.aggregator.answer(message)  # It answers at once.
 
     def start(self) -> "LoneDevice":
         """Begin, with a broker that is there."""
