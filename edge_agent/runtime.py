@@ -124,6 +124,7 @@ class Runtime:
             chance=chance,
             now_s=now_s,
             send=self._send,
+            make_room=self._end_resting_trainer,
         )
         self._up = topics.device_up(self._grant.fleet, self._grant.device)
         self._down = topics.device_down(self._grant.fleet, self._grant.device)
@@ -462,6 +463,11 @@ class Runtime:
             self._is_training = False
             self._trainer.ask_to_stop()
             self._inbox.set_timer("kill", self._settings.trainer.grace_s)
+
+    def _end_resting_trainer(self) -> None:
+        if not self._is_training:
+            self._inbox.cancel_timer("linger")
+            self._trainer.kill()
 
     def _rest_trainer(self) -> None:
         self._is_training = False

@@ -66,8 +66,13 @@ class UpdateDesk:
         chance: Chance,
         now_s: Callable[[], float],
         send: Callable[[messages.DeviceMessage], None],
+        make_room: Callable[[], None] = lambda: None,
     ) -> None:
-        """Take up the journaled states; ``blobs`` is the agent's own store, which may hold the bundle already."""
+        """Take up the journaled states; ``blobs`` is the agent's own store, which may hold the bundle already.
+
+        ``make_room`` is called before a trial starts: a board has no memory for two models at work.
+        """
+        self._make_room = make_room
         self._folder = folder
         self._settings = settings
         self._fleet = fleet
@@ -336,6 +341,7 @@ class UpdateDesk:
         if isinstance(piece, trial_work.InstallWork) and self._installer.holds(describe(piece.manifest)):
             self._advance(family, update.Installed())
             return
+        self._make_room()
         try:
             self._trial.start(piece)
             self._inbox.set_timer(TIMERS + "overdue", self._settings.trial_timeout_s)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.benchmarks import demo
+from scripts.benchmarks.console import measure_console
 from scripts.benchmarks.flower_peer import measure_flower
 
 Figures = dict[str, Any]
@@ -25,7 +26,22 @@ def add_flower(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clients", type=int, default=10, help="devices, at most 10 (default: 10)")
 
 
+def console(arguments: argparse.Namespace) -> Figures:
+    """Every page of the console of a large fleet: milliseconds to the whole answer."""
+    figures = measure_console(arguments.devices, arguments.rounds, arguments.reports, arguments.repeat)
+    return figures._asdict() | {"pages": [page._asdict() for page in figures.pages]}
+
+
+def add_console(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the console's run."""
+    parser.add_argument("--devices", type=int, default=10_000, help="size of the fleet (default: 10000)")
+    parser.add_argument("--rounds", type=int, default=1_000, help="closed rounds (default: 1000)")
+    parser.add_argument("--reports", type=int, default=100, help="reports of each round (default: 100)")
+    parser.add_argument("--repeat", type=int, default=50, help="requests of which the median is taken (default: 50)")
+
+
 BENCHMARKS: dict[str, tuple[Callable[[argparse.Namespace], Figures], Callable[[argparse.ArgumentParser], None]]] = {
+    "console": (console, add_console),
     "demo": (demo.demo, demo.add_options),
     "flower": (flower, add_flower),
 }

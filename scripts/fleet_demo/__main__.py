@@ -7,6 +7,7 @@ import argparse
 import json
 import shutil
 import signal
+import socket
 import sys
 import time
 from pathlib import Path
@@ -25,7 +26,7 @@ from federated_core.learning.bundle import decode_bundle
 from federated_core.learning.local_training import LocalPlan
 from models.spar_cnn.build import build
 from scripts.fleet_demo.arms import Comparison, Judge, Outcome, UnseenPeople, compare, personal_rounds
-from scripts.fleet_demo.figures import RoundFigures, RunFacts, round_figures, summarize
+from scripts.fleet_demo.figures import Release, RoundFigures, RunFacts, round_figures, summarize
 from scripts.fleet_demo.fleet import AGGREGATOR, Device, Fleet
 from scripts.fleet_demo.spar_data import (
     DEVICE_COUNT_MAX,
@@ -83,10 +84,15 @@ def run(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
         highlight=False,
         soft_wrap=True,
     )
+    console_port = _free_port() if arguments.serve else None
+    how_to_look = _how_to_look(console_port, folder) if console_port is not None else ""
+    if how_to_look:
+        console.print(how_to_look, highlight=False, soft_wrap=True)
     with ProcessGroups(limit_bytes=MEMORY_LIMIT_BYTES, process_address_space_bytes=ADDRESS_SPACE_BYTES) as groups:
-        figures = _Run(arguments, console, data, recipe, Fleet(folder, groups), groups, folder).figures()
+        fleet = Fleet(folder, groups, console_port)
+        figures = _Run(arguments, console, data, recipe, fleet, groups, folder).figures()
         if arguments.serve:
-            console.print("Everything keeps running; Ctrl-C stops it.")
+            console.print(f"Everything keeps running; Ctrl-C stops it.\n{how_to_look}", highlight=False, soft_wrap=True)
             if arguments.json:
                 arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
             signal.pause()
@@ -116,6 +122,7 @@ class _Run:
         self._started_s = time.monotonic()
         self._first_round_end_s = 0.0
         self._finished: dict[str, Any] = {}
+        self._release = Release(0, 0, 0, 0)
 
     def figures(self) -> dict[str, Any]:
         """Run everything and return the figures."""
@@ -132,6 +139,8 @@ class _Run:
             ]
             self._fleet.start_agents(devices, token)
             rounds = self._follow(service, watch)
+            watch.say("the final model is released: each device tries it before it uses it")
+            self._release = self._promote(service)
         outcome = self._compare(service, devices, len(rounds))
         model_path = self._export(service)
         return self._summarize(service, rounds, outcome, model_path)
@@ -165,6 +174,13 @@ class _Run:
         if not rounds:
             raise LocalMisuseError(f"no round was completed; see {self._fleet.log_of(AGGREGATOR)}")
         return rounds
+
+    def _promote(self, service: Service) -> Release:
+        """Release the final model to everybody at once, and wait until they run it."""
+        number = service.promote(TASK, fraction=1.0)
+        version, _, _ = service.checkpoint(TASK)
+        running = self._fleet.await_release(service, number, len(self._data.devices))
+        return Release(number, version, running, len(self._data.devices))
 
     def _compare(self, service: Service, devices: list[Device], round_count: int) -> Outcome:
         plan = self._recipe.task.plan
@@ -220,10 +236,29 @@ class _Run:
                 first_round_end_s=self._first_round_end_s,
                 seconds=time.monotonic() - self._started_s,
                 model_path=model_path,
+                release=self._release,
             )
         )
         show_outcome(self._console, figures)
         return figures
+
+
+def _how_to_look(console_port: int, folder: Path) -> str:
+    """Say where the console is, and how to make the first user: there is no default password."""
+    program = Path(sys.executable).parent / "cloud-aggregator"
+    command = f"{_short(program)} user create NAME --role operator --state {_short(folder / 'aggregator')}"
+    return f"The console: http://127.0.0.1:{console_port}\nMake its first user in another terminal: {command}"
+
+
+def _short(path: Path) -> Path:
+    """Return ``path`` as it is named from the working directory."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def _make_folder(folder: Path) -> None:

@@ -25,6 +25,15 @@ class RoundFigures(NamedTuple):
     assignments: int
 
 
+class Release(NamedTuple):
+    """What became of the final model: which devices use it."""
+
+    number: int
+    version: int
+    devices_running: int
+    devices: int
+
+
 class RunFacts(NamedTuple):
     """What is known when everything is over."""
 
@@ -40,6 +49,7 @@ class RunFacts(NamedTuple):
     first_round_end_s: float
     seconds: float
     model_path: Path
+    release: Release
 
 
 def round_figures(event: Mapping[str, Any], accuracy_unseen: float) -> RoundFigures:
@@ -95,6 +105,7 @@ def summarize(facts: RunFacts) -> dict[str, Any]:
         "round_s_median": float(np.median([one.seconds for one in later_rounds or facts.rounds])),
         "seconds": facts.seconds,
         "model_path": str(facts.model_path),
+        "release": facts.release._asdict(),
     }
 
 
@@ -112,6 +123,9 @@ def sentences(figures: Mapping[str, Any]) -> list[str]:
     )
     wire += f"enrollment (float32 both ways: {figures['bytes_float32'] / 1e6:.0f} MB)"
     memory = f"Memory of an agent, all its processes: {idle_mib:.0f} MiB waiting, {peak_mib:.0f} MiB while it trains"
+    release = figures["release"]
+    released = f"Release {release['number']} is version {release['version']}: {release['devices_running']} of "
+    released += f"{release['devices']} devices tried it and run it"
     ending = f"A round took {figures['round_s_median']:.2f} s in the median; training ended: {figures['ended_because']}"
     return [
         f"Devices worse off than alone by more than a point, after fine-tuning: {worse:.0%}",
@@ -119,6 +133,7 @@ def sentences(figures: Mapping[str, Any]) -> list[str]:
         wire,
         memory,
         ending,
+        released,
         f"The final model, for plain onnxruntime: {figures['model_path']}",
     ]
 

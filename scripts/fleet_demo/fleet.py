@@ -22,6 +22,9 @@ AGGREGATOR = "aggregator"
 START_TIMEOUT_S = 20.0
 POLL_S = 0.02
 REST_TIMEOUT_S = 15.0
+RELEASE_TIMEOUT_S = 60.0
+RELEASE_POLL_S = 0.2
+FAILED_STATES = {"failed", "refused", "timed-out"}
 
 AGGREGATOR_SETTINGS = """\
 fleet = "demo"
@@ -32,6 +35,9 @@ rejected_min_s = 0.05
 rejected_max_s = 0.2
 resting_min_s = 1.0
 resting_max_s = 2.0
+
+[release]
+announcement_spread_s = 0.5
 """
 
 AGENT_SETTINGS = """\
@@ -58,7 +64,8 @@ class Device(NamedTuple):
 class Fleet:
     """Starts the processes in ``groups`` and keeps everything below ``folder``."""
 
-    def __init__(self, folder: Path, groups: ProcessGroups) -> None:
+    def __init__(self, folder: Path, groups: ProcessGroups, console_port: int | None = None) -> None:
+        self._console_port = console_port
         self._folder = folder
         self._groups = groups
         self._state = folder / "aggregator"
@@ -85,7 +92,9 @@ class Fleet:
     def restart_aggregator(self) -> Service:
         """Start the aggregator on the state that is there."""
         (self._state / ENDPOINT_NAME).unlink(missing_ok=True)
-        self._start(AGGREGATOR, "cloud_aggregator.cli", "serve", "--state", self._state, "--events", self._events)
+        console = () if self._console_port is None else ("--console-port", str(self._console_port))
+        command = ("serve", "--state", self._state, "--events", self._events, *console)
+        self._start(AGGREGATOR, "cloud_aggregator.cli", *command)
         deadline_s = time.monotonic() + START_TIMEOUT_S
         while not (self._state / ENDPOINT_NAME).exists():
             self.check()
@@ -117,6 +126,19 @@ class Fleet:
     def log_of(self, group: str) -> Path:
         """Where a process writes its log."""
         return self._folder / f"{group}.log"
+
+    def await_release(self, service: Service, number: int, device_count: int) -> int:
+        """Wait until all devices run a release, or have said why not; return how many run it."""
+        deadline_s = time.monotonic() + RELEASE_TIMEOUT_S
+        while True:
+            running, concluded = 0, 0
+            for device in service.release_status()["devices"]:
+                running += device["number"] == number
+                concluded += device["number"] == number or device["state"] in FAILED_STATES
+            if concluded >= device_count or time.monotonic() > deadline_s:
+                return running
+            self.check()
+            time.sleep(RELEASE_POLL_S)
 
     def events(self, timeout_s: float) -> Iterator[dict[str, Any] | None]:
         """Yield what the aggregator announces, None while nothing does; AdapterError after ``timeout_s`` of silence."""

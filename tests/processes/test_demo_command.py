@@ -50,6 +50,7 @@ def test_the_demo_ends_with_a_better_model_and_its_figures(tmp_path: Path) -> No
     assert figures["bits_per_parameter_down"] <= 0.40
     assert figures["agent_idle_mib"] <= 45
     assert figures["agent_peak_mib"] <= 130
+    assert figures["release"]["devices_running"] == figures["release"]["devices"] == 8
     session = onnxruntime.InferenceSession(figures["model_path"], providers=["CPUExecutionProvider"])
     assert session.get_inputs()[0].name == "x"
 
