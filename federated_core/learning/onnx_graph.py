@@ -27,6 +27,7 @@ from federated_core.learning.graph import (
     needed_names,
     topological_order,
 )
+from federated_core.learning.onnx_branches import inline_branches
 from federated_core.learning.onnx_types import array_of, infer_types
 
 MODEL_BYTES_MAX = 256 * 2**20
@@ -43,7 +44,7 @@ def import_onnx(data: bytes, fixed: Mapping[str, int] | None = None) -> TypedGra
         An ONNX file of opset 8 or above, one graph in the standard domain, weights inside.
     fixed : mapping of str to int, optional
         Sizes for free dimensions, by name: convolutions train with fixed sizes only. Of an unnamed one the name is the
-        input's and the axis: ``x.2``.
+        input's and the axis: ``x.2``. An input of a single number (a sample rate) is given by its own name.
 
     Returns
     -------
@@ -64,9 +65,11 @@ def import_onnx(data: bytes, fixed: Mapping[str, int] | None = None) -> TypedGra
         ...
     federated_core.errors.UntrainableModelError: expected an ONNX model, got 11 bytes that are none
     """
-    model = _converted(_parse(data))
+    model = _parse(data)
     try:
-        return _typed(model, fixed)
+        _hoist_constants(model.graph)
+        _answer_inputs(model.graph, fixed or {})
+        return _typed(_converted(inline_branches(model, fixed)), fixed)
     except UntrainableModelError:
         raise
     except Exception as error:  # A malformed model breaks onnx, protobuf or numpy in ways that nobody can list.
@@ -209,7 +212,22 @@ def _converted(model: onnx.ModelProto) -> onnx.ModelProto:
         ) from error
 
 
+def _answer_inputs(graph: onnx.GraphProto, fixed: Mapping[str, int]) -> None:
+    """Turn inputs of one number that ``fixed`` gives into constants."""
+    for value in list(graph.input):
+        tensor_type = value.type.tensor_type
+        dims = [dim.dim_value for dim in tensor_type.shape.dim]
+        if value.name in fixed and all(dim == 1 for dim in dims):
+            dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor_type.elem_type)
+            answer = np.full(dims, fixed[value.name], dtype)
+            graph.initializer.append(onnx.numpy_helper.from_array(answer, value.name))
+
+
 def _hoist_constants(graph: onnx.GraphProto) -> None:
+    for node in graph.node:
+        for attribute in node.attribute:
+            for body in (attribute.g, *attribute.graphs):
+                _hoist_constants(body)
     kept = []
     for node in graph.node:
         if node.op_type == "Constant" and len(node.attribute) == 1:
@@ -245,7 +263,9 @@ def _graph(model: onnx.ModelProto, folded: Mapping[str, NDArray[Any]], types: Ma
     known = {value.name for value in inputs} | set(constants)
     missing = [value.name for value in model.graph.output if value.name not in types]
     if missing:
-        raise UntrainableModelError(f"the shape of output '{missing[0]}' cannot be inferred")
+        raise UntrainableModelError(
+            f"the shape of output '{missing[0]}' cannot be inferred: give sizes to the model's free dimensions"
+        )
     outputs = tuple(types[value.name] for value in model.graph.output)
     ordered = topological_order(tuple(nodes), known)
     read = {value.name for value in outputs}.union(*(needed_names(node) for node in ordered))

@@ -20,8 +20,9 @@ from federated_core.learning.graph import DTYPES, Value, product
 
 FOLDED_SIZE_MAX = 4096
 _PASS_COUNT_MAX = 64
-_BATCH_PROBES = (3, 5)
+_BATCH_PROBES = (5, 3)  # The larger first: no size that grows with another one's makes the same pair.
 _PRIMES = ((7, 11), (13, 17), (19, 23), (29, 31), (37, 41), (43, 47), (53, 59), (61, 67), (71, 73), (79, 83))
+_NOT_FOLDED = frozenset({"Dropout", "If", "Loop", "Scan"})  # Random, or reads names that its inputs do not tell.
 _KEEP_SHAPE = frozenset({"GroupNormalization", "MeanVarianceNormalization", "RMSNormalization", "LayerNormalization"})
 _PROBE_MULTIPLE = 32  # Nets that halve and double an image want sides that divide by 32.
 
@@ -202,7 +203,7 @@ def _fold(
         inputs = [name for name in node.input if name]
         if node.op_type in {"Shape", "Size"} and node.input[0] in types:
             values: Sequence[Any] = [_shape_value(node, types[node.input[0]][1])]
-        elif node.op_type != "Dropout" and all(name in known or name in folded for name in inputs):
+        elif node.op_type not in _NOT_FOLDED and all(name in known or name in folded for name in inputs):
             values = _evaluated(model, node, {name: folded.get(name, known.get(name)) for name in inputs})
             if floats.intersection(inputs):
                 floats.update(outputs)

@@ -253,7 +253,7 @@ class _Head(NamedTuple):
         infer = inference_graph(model, parameters)
         builder = Builder(model.types, infer.constants, infer.nodes, infer.opset)
         chosen = loss_named(loss)
-        logits = builder.value(_loss_input(infer, loss, output))
+        logits = builder.value(loss_input(infer, loss, output))
         if logits.dtype != "float32":
             raise UntrainableModelError(f"output '{logits.name}' is {logits.dtype}, expected float32")
         label = builder.declare(Value(LABEL, chosen.label_dtype, chosen.label_shape(logits.shape)))
@@ -291,8 +291,35 @@ def _named(builder: Builder, results: Mapping[str, str]) -> tuple[Node, ...]:
     return (*nodes, *identities)
 
 
-def _loss_input(graph: Graph, loss: str, output: str | None) -> str:
-    """Name the value that the loss reads: logits, before any final squashing that the loss undoes anyway."""
+def loss_input(graph: Graph, loss: str, output: str | None = None) -> str:
+    """Name the value that a loss reads.
+
+    Parameters
+    ----------
+    graph : Graph
+        A model.
+    loss : str
+        A key of `LOSSES`.
+    output : str, optional
+        An output of the model; the first by default.
+
+    Returns
+    -------
+    str
+        That output, or what stands before a final Softmax or Sigmoid that the loss contains already (`SQUASHING`).
+
+    Raises
+    ------
+    UntrainableModelError
+        If there is no such output.
+
+    Examples
+    --------
+    >>> y = Value("y", "float32", ("batch", 2))
+    >>> graph = Graph("net", 18, (), (y,), {}, (Node("Softmax", ("z",), ("y",)),))
+    >>> loss_input(graph, "softmax-cross-entropy"), loss_input(graph, "mean-squared-error")
+    ('z', 'y')
+    """
     names = [value.name for value in graph.outputs]
     if output is not None and output not in names:
         raise UntrainableModelError(f"the model has no output '{output}'; expected one of {', '.join(names)}")

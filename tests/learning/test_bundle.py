@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from cloud_aggregator.model_building import BuiltBundle, build_bundle, weights, write_parameters
+from cloud_aggregator.model_building import BuiltBundle, build_bundle, write_parameters
+from cloud_aggregator.model_weights import weights
 from federated_core.errors import LocalMisuseError, RemoteProtocolError, UntrainableModelError
 from federated_core.learning.bundle import Bundle, Fit, decode_bundle, digests_of, encode_bundle
 from federated_core.learning.graph import Graph, Value, encode_graph

@@ -164,13 +164,24 @@ def test_every_rule_is_of_an_operator_that_a_device_runs() -> None:
 
 
 def test_an_operator_without_a_rule_is_refused_with_its_node_and_what_to_do() -> None:
-    data = single("Col2Im", [(1, 5, 5)], {}, free_batch=False)
-    model = onnx.load_model_from_string(data)
-    model.graph.node[0].input.extend(["image", "block"])
-    for name, array in (("image", np.array([5, 5])), ("block", np.array([1, 5]))):
-        model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
-    with pytest.raises(UntrainableModelError, match="'the node' uses Col2Im, which has no gradient rule: freeze"):
-        gradient_graph(import_onnx(model.SerializeToString()), ["x0"])
+    data = onnx_model(
+        [
+            onnx.helper.make_node("Mul", ["x", "before"], ["scaled"]),
+            onnx.helper.make_node("Col2Im", ["scaled", "image", "block"], ["image of x"], name="the node"),
+            onnx.helper.make_node("Mul", ["image of x", "after"], ["y"]),
+        ],
+        {"x": [1, 5, 5]},
+        {"y": [1, 1, 5, 5]},
+        {
+            "image": np.array([5, 5]),
+            "block": np.array([1, 5]),
+            "before": np.ones((5, 1), np.float32),
+            "after": np.ones((5, 5), np.float32),
+        },
+    )
+    complaint = "'the node' uses Col2Im, which has no gradient rule: freeze up to here: --trainable 'after', or"
+    with pytest.raises(UntrainableModelError, match=complaint):
+        gradient_graph(import_onnx(data), ["before", "after"])
 
 
 def test_what_no_wanted_value_depends_on_is_not_differentiated() -> None:

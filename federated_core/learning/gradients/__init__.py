@@ -5,7 +5,7 @@ gradient per input, None where there is none), put it into that module's ``RULES
 the operator's ONNX node cases by itself. ``docs/training-compiler.md`` walks through an example.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from federated_core.errors import UntrainableModelError
@@ -54,6 +54,15 @@ def active_names(nodes: Sequence[Node], wanted: Sequence[str]) -> set[str]:
         if node.op not in NO_GRADIENT and active & needed_names(node):
             active.update(name for name in node.outputs if name)
     return active
+
+
+def leading_names(nodes: Sequence[Node], ends: Iterable[str]) -> set[str]:
+    """Return ``ends`` and every value that one of them depends on through operators with a gradient."""
+    leading = set(ends)
+    for node in reversed(nodes):
+        if node.op not in NO_GRADIENT and leading.intersection(node.outputs):
+            leading |= needed_names(node)
+    return leading
 
 
 def backpropagate(builder: Builder, seeds: Mapping[str, Expr], wanted: Sequence[str]) -> dict[str, Expr]:
@@ -107,11 +116,29 @@ def backpropagate(builder: Builder, seeds: Mapping[str, Expr], wanted: Sequence[
         rule = GRADIENTS.get(node.op)
         if rule is None:
             raise UntrainableModelError(
-                f"node '{node.name or node.outputs[0]}' uses {node.op}, which has no gradient rule: freeze every "
-                "parameter before it, or export the model without it"
+                f"node '{node.name or node.outputs[0]}' uses {node.op}, which has no gradient rule: "
+                f"{_remedy(forward, node, wanted)}, or export the model without it"
             )
-        application = Application(builder, node, arriving, active)
-        for name, gradient in zip(node.inputs, rule(application), strict=False):
+        try:
+            found = rule(Application(builder, node, arriving, active))
+        except UntrainableModelError as error:
+            raise UntrainableModelError(f"{error}; {_remedy(forward, node, wanted)}") from error
+        for name, gradient in zip(node.inputs, found, strict=False):
             if gradient is not None and name in active:
                 terms.setdefault(name, []).append(gradient)
     return {name: builder.sum(terms[name]) for name in wanted if name in terms}
+
+
+def _remedy(nodes: Sequence[Node], node: Node, wanted: Sequence[str]) -> str:
+    """Say which parameters could be trained without differentiating ``node``."""
+    before = leading_names(nodes, node.inputs)
+    after = [name for name in wanted if name not in before]
+    if not after:
+        return "no parameter lies behind it, so freezing does not help"
+    listed = " ".join(f"--trainable '{name}'" for name in after[:NAMED_MAX])
+    more = f" and {len(after) - NAMED_MAX} more" if len(after) > NAMED_MAX else ""
+    return f"freeze up to here: {listed}{more}"
+
+
+NAMED_MAX: Final = 8
+"""How many parameters an error names."""

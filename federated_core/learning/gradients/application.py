@@ -97,9 +97,7 @@ class Application:
     def refusal(self, reason: str) -> UntrainableModelError:
         """Return the error that says why this node cannot be differentiated."""
         name = self.node.name or self.node.outputs[0]
-        return UntrainableModelError(
-            f"node '{name}' ({self.node.op}) cannot be differentiated: {reason}; freeze every parameter before it"
-        )
+        return UntrainableModelError(f"node '{name}' ({self.node.op}) cannot be differentiated: {reason}")
 
 
 Gradients = Sequence[Expr | None]

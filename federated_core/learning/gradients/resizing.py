@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from federated_core.learning.gradients.application import Application, Gradients, Rule
-from federated_core.learning.gradients.shaping import along_axis
+from federated_core.learning.gradients.builder import Expr
 
 Array = NDArray[np.float64]
 
@@ -22,8 +22,16 @@ def resize(at: Application) -> Gradients:
         if not isinstance(before, int) or not isinstance(after, int):
             raise at.refusal("the sizes along the axes that it resizes must be fixed")
         matrix = _matrix(at, _Axis(axis, before, after, scale)).astype(g.dtype)
-        g = along_axis(g, axis, at.builder.constant(matrix))
+        g = _along_axis(g, axis, at.builder.constant(matrix))
     return [g]
+
+
+def _along_axis(g: Expr, axis: int, matrix: Expr) -> Expr:
+    """Multiply one axis of ``g`` by a matrix from the right."""
+    last = [*(other for other in range(g.rank) if other != axis), axis]
+    moved = g.transpose(last)
+    product = g.builder.apply("MatMul", moved, matrix, shape=(*moved.shape[:-1], matrix.shape[1]))
+    return product.transpose([int(place) for place in np.argsort(last)])
 
 
 def _scales(at: Application) -> dict[int, float]:

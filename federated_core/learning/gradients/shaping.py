@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from federated_core.learning.gradients.application import Application, Gradients, Rule
 from federated_core.learning.gradients.builder import Expr
@@ -93,24 +94,42 @@ def _cut(at: Application, g: Expr, axis: int, border: tuple[int, int], size: int
 
 
 def _folded(at: Application, g: Expr, axis: int, border: tuple[int, int], size: int, mode: str) -> Expr:
-    """Add each element of the border to the one that it repeats: a product with a matrix of zeros and ones."""
-    source = np.pad(np.arange(size), border, mode=_NUMPY_MODES[mode])  # type: ignore[call-overload]
-    matrix = np.zeros((len(source), size), g.dtype)
-    matrix[np.arange(len(source)), source] = 1
-    return along_axis(g, axis, at.builder.constant(matrix))
+    """Add each element of the border to the one that it repeats."""
+    begin, end = border
+    if min(border) < 0:
+        raise at.refusal(f"it cuts in mode '{mode}'")
+    if mode != "edge":
+        source = np.pad(np.arange(size), border, mode=_NUMPY_MODES[mode])  # type: ignore[call-overload]
+        return returned(g, axis, source, size)
+    if size == 1:
+        return g.sum([axis])
+    ends = [g.slice(axis, 0, begin + 1).sum([axis]), g.slice(axis, begin + size - 1, begin + size + end).sum([axis])]
+    shape = (*g.shape[:axis], size, *g.shape[axis + 1 :])
+    middle = [g.slice(axis, begin + 1, begin + size - 1)] if size > 2 else []
+    return at.builder.apply("Concat", ends[0], *middle, ends[1], shape=shape, axis=axis)
+
+
+def returned(g: Expr, axis: int, source: NDArray[np.int64], size: int) -> Expr:
+    """Add element ``i`` along ``axis`` to place ``source[i]`` of ``size``: one Gather per round of visitors."""
+    rounds = [np.full(size, len(source))]
+    for index, place in enumerate(source):
+        turn = next((turn for turn in rounds if turn[place] == len(source)), None)
+        if turn is None:
+            turn = np.full(size, len(source))
+            rounds.append(turn)
+        turn[place] = index
+    shape = (*g.shape[:axis], size, *g.shape[axis + 1 :])
+    builder, longer = g.builder, (*g.shape[:axis], len(source) + 1, *g.shape[axis + 1 :])
+    pads = [builder.integers([0, 1]), None, builder.integers([axis])]
+    with_zero = builder.apply("Pad", g, *pads, shape=longer)  # Whom nobody visits reads the zero at the end.
+    return builder.sum(
+        [builder.apply("Gather", with_zero, builder.integers(turn.tolist()), shape=shape, axis=axis) for turn in rounds]
+    )
 
 
 _END: Final = 2**31 - 1
 """What exporters write for "to the end", or more."""
-_NUMPY_MODES: Final = {"reflect": "reflect", "edge": "edge", "wrap": "wrap"}
-
-
-def along_axis(g: Expr, axis: int, matrix: Expr) -> Expr:
-    """Multiply one axis of ``g`` by a matrix from the right."""
-    last = [*(other for other in range(g.rank) if other != axis), axis]
-    moved = g.transpose(last)
-    product = g.builder.apply("MatMul", moved, matrix, shape=(*moved.shape[:-1], matrix.shape[1]))
-    return product.transpose([int(place) for place in np.argsort(last)])
+_NUMPY_MODES: Final = {"reflect": "reflect", "wrap": "wrap"}
 
 
 def cut_out(at: Application) -> Gradients:
@@ -134,9 +153,7 @@ def cut_out(at: Application) -> Gradients:
             pads = at.builder.integers([chosen[0], size - 1 - chosen[-1]])
             g = at.builder.apply("Pad", g, pads, None, at.builder.integers([axis]), shape=shape)
         else:
-            matrix = np.zeros((len(chosen), size), g.dtype)
-            matrix[np.arange(len(chosen)), list(chosen)] = 1
-            g = along_axis(g, axis, at.builder.constant(matrix))
+            g = returned(g, axis, np.array(chosen, np.int64), size)
     return [g]
 
 

@@ -35,7 +35,10 @@ def spatial(at: Application, shape: Shape) -> tuple[int, ...]:
     """Return the spatial sizes of ``shape``; a rule with windows needs them fixed."""
     sizes = shape[2:]
     if not all(isinstance(size, int) for size in sizes):
-        raise at.refusal(f"its spatial sizes {list(sizes)} must be fixed (the batch may be free)")
+        raise at.refusal(
+            f"its spatial sizes {list(sizes)} must be fixed (the batch may be free): give sizes to the model's free "
+            "dimensions"
+        )
     return tuple(int(size) for size in sizes)
 
 
