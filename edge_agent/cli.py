@@ -61,6 +61,10 @@ def _make_parser() -> argparse.ArgumentParser:
     )
     status = add("status", _status, "show what this agent is, holds and does")
     status.add_argument("--json", action="store_true", help="as JSON")
+    predict = add("predict", _predict, "ask the installed model about the examples of an .npz file with an array x")
+    predict.add_argument("file", type=Path)
+    predict.add_argument("--family", help="which model, if several are installed")
+    predict.add_argument("--json", action="store_true", help="as JSON, with all scores")
     data = add("import", _import, "add labelled examples from an .npz file with arrays x, y and time_s")
     data.add_argument("files", type=Path, nargs="+")
     data.add_argument("--json", action="store_true", help="as JSON")
@@ -151,6 +155,22 @@ def _status(options: argparse.Namespace) -> int:
 
     status = read_status(options.state)
     print(json.dumps(status, indent=2) if options.json else describe(status, time.time()))
+    return EXIT_OK
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from edge_agent.adapters.example_store import read_inputs_file
+    from edge_agent.local_model import LocalModel
+
+    model = LocalModel(options.state, options.family)
+    scores = model.predict(read_inputs_file(options.file))
+    release, classes = model.release, model.classes
+    if options.json:
+        print(json.dumps({"release": release.number, "version": release.version, "scores": scores.tolist()}))
+    else:
+        for row in scores:
+            best = int(row.argmax())
+            print(classes[best] if classes else best)
     return EXIT_OK
 
 

@@ -3,8 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from edge_agent import session
+import msgspec
+
+from edge_agent import session, update
 from edge_agent.adapters.identity import load_identity
+from edge_agent.adapters.installer import Installer, Pointer
 from edge_agent.adapters.journal import HELD, REASONS, Journal
 from edge_agent.config import load_settings
 from edge_agent.eligibility import waivers
@@ -30,10 +33,38 @@ def read_status(folder: Path) -> dict[str, Any]:
         "judged_at": reasons[0] if reasons else None,
         "waivers": list(waivers(settings.eligibility)),
         "held": [{"task": one.task, "version": one.checkpoint.version} for one in held if one is not None],
+        "releases": _read_releases(folder, journal),
         "counters": journal.counters(),
     }
     journal.close()
     return status
+
+
+def _read_releases(folder: Path, journal: Journal) -> list[dict[str, Any]]:
+    installer = Installer(folder / "releases")
+    states = {key.partition("/")[2]: journal.load(key, update.STATES) for key in journal.keys("update/")}
+    releases = []
+    for family in sorted({*installer.families(), *states}):
+        pointer = installer.read_pointer(family)
+        state = states.get(family) or update.Idle()
+        concluded = None if isinstance(state, update.RollingBack) else state.concluded
+        releases.append(
+            {
+                "family": family,
+                "running": _describe_pointer(pointer),
+                "update": type(state).__name__,
+                "concluded": None if concluded is None else msgspec.to_builtins(concluded),
+            }
+        )
+    return releases
+
+
+def _describe_pointer(pointer: Pointer | None) -> dict[str, Any] | None:
+    if pointer is None:
+        return None
+    previous = None if pointer.previous is None else pointer.previous.number
+    release = pointer.release
+    return {"number": release.number, "task": release.task, "version": release.version, "previous": previous}
 
 
 def describe(status: dict[str, Any], now_s: float) -> str:
@@ -48,4 +79,10 @@ def describe(status: dict[str, Any], now_s: float) -> str:
         lines.append(f"eligible  {reasons} (since {age_s:.0f} s)")
     lines += [f"waived    {waiver}" for waiver in status["waivers"]]
     lines += [f"holds     {one['task']} version {one['version']}" for one in status["held"]]
+    for one in status["releases"]:
+        running, concluded = one["running"], one["concluded"]
+        what = "nothing yet" if running is None else f"release {running['number']} (version {running['version']})"
+        if concluded is not None and concluded["outcome"] != "committed":
+            what += f"; release {concluded['number']} {concluded['outcome']}: {concluded['reason']}"
+        lines.append(f"runs      {one['family']} {what}")
     return "\n".join(lines)

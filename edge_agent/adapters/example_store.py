@@ -8,7 +8,7 @@ import contextlib
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -124,13 +124,23 @@ class ExampleStore:
 
 def read_examples_file(path: Path) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float64]]:
     """Return ``x``, ``y`` and ``time_s`` of an .npz file; without ``time_s`` examples are a second apart."""
+    arrays = _read_arrays(path, {"x", "y"}, {"time_s"})
+    x, y = arrays["x"].astype(np.float32), arrays["y"].astype(np.int64)
+    return x, y, arrays.get("time_s", np.arange(len(x))).astype(np.float64)
+
+
+def read_inputs_file(path: Path) -> NDArray[np.float32]:
+    """Return ``x`` of an .npz file, which may lack the rest."""
+    return _read_arrays(path, {"x"}, set())["x"].astype(np.float32)
+
+
+def _read_arrays(path: Path, needed: set[str], optional: set[str]) -> dict[str, NDArray[Any]]:
     try:
         with np.load(path, allow_pickle=False) as archive:
-            missing = {"x", "y"} - set(archive.files)
-            if missing:
-                raise LocalMisuseError(f"{path}: expected arrays 'x' and 'y', got {', '.join(archive.files) or 'none'}")
-            x, y = archive["x"].astype(np.float32), archive["y"].astype(np.int64)
-            time_s = archive["time_s"] if "time_s" in archive.files else np.arange(len(x))
-            return x, y, time_s.astype(np.float64)
+            if needed - set(archive.files):
+                names = " and ".join(f"'{name}'" for name in sorted(needed))
+                found = ", ".join(archive.files) or "none"
+                raise LocalMisuseError(f"{path}: expected arrays {names}, got {found}")
+            return {name: archive[name] for name in needed | optional if name in archive.files}
     except (OSError, ValueError) as error:
         raise LocalMisuseError(f"{path}: not an .npz file of plain arrays ({error})") from error
