@@ -5,7 +5,7 @@ One writer, the coordinator's thread; readers open sessions of their own. SQLite
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,9 @@ def migrate(engine: Engine) -> None:
 class Database:
     """Sessions on one database; times are stamped here, since the machines know no clock."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, now_s: Callable[[], float] = time.time) -> None:
+        """Open the database at ``url``; ``now_s`` is the wall clock, in seconds since 1970."""
+        self._now_s = now_s
         self._engine = open_engine(url)
         migrate(self._engine)
         self._sessions = sessionmaker(self._engine, expire_on_commit=False)
@@ -75,7 +77,7 @@ class Database:
     def transaction(self) -> Iterator["Transaction"]:
         """All or nothing, on disk when the block ends."""
         with self._sessions.begin() as session:
-            yield Transaction(session)
+            yield Transaction(session, self._now_s())
 
     @property
     def engine(self) -> Engine:
@@ -90,9 +92,9 @@ class Database:
 class Transaction:
     """What the coordinator reads and writes within one transaction."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, now_s: float | None = None) -> None:
         self._session = session
-        self.now_s = time.time()
+        self.now_s = time.time() if now_s is None else now_s
         self.recorded: list[Event] = []
 
     @property
