@@ -7,7 +7,8 @@ from typing import get_args
 
 from playwright.sync_api import Page
 
-from tests.console.chromium import PAGES, Scheme, chromium, open_page, served_console, sign_in
+from tests.console.chromium import PAGES, Scheme, chromium, open_page, sign_in
+from tests.console.served_console import served_console
 
 WIDTHS = (360, 768, 1280)
 

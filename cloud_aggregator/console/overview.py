@@ -22,5 +22,6 @@ def show() -> str:
         overview=overview,
         points=points,
         charts=figures.charts_of(points),
+        rows=figures.rows_of(points),
         happenings=queries.events.newest(reading(), _NEWEST_EVENTS),
     )

@@ -29,6 +29,7 @@ def show() -> str:
         spans=SPANS,
         points=points,
         charts=figures.charts_of(points),
+        rows=figures.rows_of(points),
         page=queries.rounds.find_page(reading(), task=task.name if task else "", page=page_argument()),
     )
 

@@ -1,23 +1,15 @@
-"""Debian's Chromium, driven by Playwright; and a console that it visits."""
+"""Debian's Chromium, driven by Playwright."""
 
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from cloud_aggregator.adapters.accounts import Accounts
-from cloud_aggregator.adapters.database import Database
-from cloud_aggregator.adapters.keyring import make_keys
-from cloud_aggregator.config import AggregatorSettings, ConsoleSettings, database_url
-from cloud_aggregator.console_process import ConsoleProcess
-from cloud_aggregator.service import KEYS_NAME
-from tests.console.sample_fleet import TASK, device_name, fill_fleet
+from tests.console.sample_fleet import TASK, device_name
+from tests.console.served_console import PASSWORD
 
-PASSWORD = "correct horse battery staple"
-SETTINGS = AggregatorSettings(fleet="demo", console=ConsoleSettings(enabled=True, port=0))
 FLAGS = [
     "--no-sandbox",  # CI runs as root, where Chromium's sandbox refuses to start; it visits only our own pages.
     "--disable-gpu",
@@ -68,25 +60,6 @@ def chromium() -> Iterator[Browser]:
         browser = playwright.chromium.launch(executable_path=program, headless=True, args=FLAGS)
         yield browser
         browser.close()
-
-
-@contextmanager
-def served_console(folder: Path, **fleet: Any) -> Iterator[str]:
-    """Serve the console of a sample fleet, or of an empty one with ``device_count=0``; yields its address."""
-    folder.mkdir(parents=True, exist_ok=True)
-    make_keys(folder / KEYS_NAME)
-    (folder / "aggregator.toml").write_text('fleet = "demo"\n')
-    database = Database(database_url(folder, SETTINGS))
-    accounts = Accounts(database.engine)
-    accounts.create_user("anna", "operator", PASSWORD)
-    if fleet.get("device_count", 1):
-        fill_fleet(database.engine, now_s=accounts.now_s(), **fleet)
-    console = ConsoleProcess(folder, SETTINGS.console)
-    try:
-        yield console.address
-    finally:
-        console.stop()
-        database.close()
 
 
 def open_page(browser: Browser, address: str, *, width: int = 1280, scheme: Scheme = "light") -> Page:
