@@ -136,7 +136,7 @@ class UpdateDesk:
                 if status_id == self._status_id:
                     self._status_id, self._silence_count, self._refused = b"", 0, None
                     self._inbox.cancel_timer(TIMERS + "answer")
-                    self._inbox.set_timer(TIMERS + "status", self._settings.status_interval_s)
+                    self._inbox.set_timer(TIMERS + "heartbeat", self._settings.status_interval_s)
 
     def take(self, frame: ChunkFrame) -> None:
         """Store a chunk; one that nobody waits for is ignored."""
@@ -157,7 +157,7 @@ class UpdateDesk:
         """A timer is due; ``timer`` is its name without `TIMERS`."""
         busy = self._busy_family()
         match timer:
-            case "status":
+            case "status" | "heartbeat":
                 self._send_status()
             case "answer":
                 self._silence_count += 1
@@ -287,10 +287,12 @@ class UpdateDesk:
     # --- Download
 
     def _missing(self, candidate: update.Candidate) -> tuple[messages.Artifact, ...]:
-        """Return what must be fetched: the plan's keyframe and delta, and the bundle if it is nowhere yet."""
+        """Return what must be fetched: the plan's keyframe and delta, and the bundle if it is not here whole."""
         manifest = candidate.manifest
         wanted = [artifact for artifact in candidate.fetch if artifact.kind != "bundle"]
-        if not self._blobs.has(manifest.bundle.digest.hex()):
+        try:
+            self._blobs.get(manifest.bundle.digest.hex())
+        except AdapterError:
             wanted.append(messages.Artifact("bundle", manifest.bundle))
         return tuple(msgspec.structs.replace(artifact, multicast=False) for artifact in wanted)
 

@@ -226,9 +226,28 @@ def test_bytes_that_are_no_bundle_do_not_load(folder: Path) -> None:
     assert (status.running, status.concluded.reason) == (1, "does-not-load")
 
 
+def test_a_bundle_that_rotted_in_the_agents_own_store_is_fetched_again(folder: Path) -> None:
+    device = LoneDevice(folder, TinyAggregator())
+    bundle = FIRST.manifest.bundle.digest.hex()
+    device.blobs.put(FIRST.blobs[FIRST.manifest.bundle.digest])
+    device.blobs.path(bundle).write_bytes(b"rot")
+    device.start()
+    assert offer(device, FIRST).running == 1
+
+
+def test_a_bundle_that_training_fetched_already_is_not_fetched_again(folder: Path) -> None:
+    device = LoneDevice(folder, TinyAggregator())
+    device.blobs.put(FIRST.blobs[FIRST.manifest.bundle.digest])
+    device.start()
+    assert offer(device, FIRST).running == 1
+    asked = {message.digest for message in device.sent if isinstance(message, messages.ChunkRequest)}
+    assert asked == {one.blob.digest for one in FIRST.fetch if one.kind == "keyframe"}
+
+
 # --- Rolled back by its trial
 
 
+@pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")
 @pytest.mark.parametrize(
     ("vector", "reason"), [(WRONG, "less-accurate"), (OVERFLOWING, "not-finite")], ids=["less accurate", "overflow"]
 )
@@ -288,6 +307,16 @@ def test_a_status_is_repeated_until_it_is_acknowledged(folder: Path) -> None:
     said = len(device.sent)
     device.settle(device.inbox.now_s + 10_000.0)
     assert len(device.sent) == said
+
+
+def test_an_announcement_between_a_status_and_its_acknowledgement_is_not_forgotten(folder: Path) -> None:
+    device = device_that_runs(folder)
+    device.desk.note_link()  # The acknowledgement waits in the inbox.
+    device.aggregator.releases.append(tiny_release(2, SURER))
+    device.inbox.news.insert(0, messages.ReleaseAnnouncement(2, 4.0))
+    device.settle(device.inbox.now_s + 60.0)
+    assert device.aggregator.last is not None
+    assert device.aggregator.last.running == 2
 
 
 def test_chunks_that_nobody_waits_for_are_ignored(folder: Path) -> None:
