@@ -18,6 +18,7 @@ from cloud_aggregator.adapters.database import Event
 from cloud_aggregator.adapters.keyring import make_keys
 from cloud_aggregator.config import CONFIG_NAME, load_settings
 from cloud_aggregator.console.cli import user_app
+from cloud_aggregator.model_cli import add_model_commands
 from cloud_aggregator.recipe import load_recipe
 from cloud_aggregator.release_cli import add_release_commands
 from cloud_aggregator.service import KEYS_NAME, Endpoint, Service
@@ -232,6 +233,7 @@ def _service(state: Path) -> Service:
 
 
 add_release_commands(app, _service)
+add_model_commands(app)
 
 if __name__ == "__main__":
     main()

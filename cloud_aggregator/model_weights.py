@@ -35,7 +35,10 @@ WEIGHT_SLOTS: Final[Mapping[str, tuple[int, ...]]] = {
 """Inputs of operators where a float constant is a weight and not a setting."""
 UNTIED: Final = "@"
 """Between the name of a merged weight and the value that its reader computes: the name of that reader's own copy."""
-_LOOKED_THROUGH: Final = frozenset({"Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Cast"})
+_LOOKED_THROUGH: Final = frozenset(
+    {"Cast", "Concat", "Flatten", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
+)
+"""What exporters put between a weight and its node; the gates of recurrent layers are cut apart and joined again."""
 _BIAS_OPERATORS: Final = frozenset({"Add", "Mul", "Sub", "Div"})
 
 
@@ -57,23 +60,24 @@ def weight_uses(model: TypedGraph) -> list[Use]:
     bounds, initial states and single numbers are none.
     """
     graph = model.graph
-    source: dict[str, tuple[str, tuple[Node, ...]]] = {
-        name: (name, ()) for name, tensor in graph.constants.items() if tensor.dtype == "float32"
-    }
+    floats = [name for name, tensor in graph.constants.items() if tensor.dtype == "float32"]
+    sources: dict[str, dict[str, tuple[Node, ...]]] = {name: {name: ()} for name in floats}
     active: set[str] = set()
     uses: list[Use] = []
     for node in graph.nodes:
-        if node.op in _LOOKED_THROUGH and node.inputs[0] in source:
-            name, way = source[node.inputs[0]]
-            source[node.outputs[0]] = (name, (*way, node))
-        sized = {name for name, (origin, _) in source.items() if name in node.inputs and _size(graph, origin) > 1}
+        read = [name for name in node.inputs if name in graph.constants or name in sources]
+        if node.op in _LOOKED_THROUGH and node.inputs[0] in sources and read == [name for name in node.inputs if name]:
+            found = {origin: (*way, node) for name in read for origin, way in sources.get(name, {}).items()}
+            sources |= dict.fromkeys(node.outputs, found)
         slots = WEIGHT_SLOTS.get(node.op, ())
         if node.op in _BIAS_OPERATORS and active.intersection(node.inputs):
-            slots = tuple(slot for slot, name in enumerate(node.inputs) if name in sized)
+            slots = tuple(range(len(node.inputs)))
         here = [
-            Use(source[node.inputs[slot]][0], node, slot, source[node.inputs[slot]][1])
+            Use(origin, node, slot, way)
             for slot in slots
-            if slot < len(node.inputs) and node.inputs[slot] in source
+            if slot < len(node.inputs)
+            for origin, way in sources.get(node.inputs[slot], {}).items()
+            if node.op not in _BIAS_OPERATORS or _size(graph, origin) > 1
         ]
         uses += here
         if here or active.intersection(node.inputs):

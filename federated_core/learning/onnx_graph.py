@@ -33,6 +33,10 @@ from federated_core.learning.onnx_types import array_of, infer_types
 MODEL_BYTES_MAX = 256 * 2**20
 NODE_COUNT_MAX = 20_000
 _IR_VERSION_MIN = 9
+_CURES = {
+    "If": "give sizes to the model's free dimensions, or a number to the input that decides its condition",
+    "Loop": "export the model for one step, or with a native GRU, LSTM or RNN",
+}
 
 
 def import_onnx(data: bytes, fixed: Mapping[str, int] | None = None) -> TypedGraph:
@@ -276,9 +280,8 @@ def _graph(model: onnx.ModelProto, folded: Mapping[str, NDArray[Any]], types: Ma
 
 def _node(node: onnx.NodeProto) -> Node:
     if node.op_type not in OPERATORS:
-        raise UntrainableModelError(
-            f"node '{node.name}' uses {node.op_type}, which a device does not run: export the model without it"
-        )
+        cure = _CURES.get(node.op_type, "export the model without it")
+        raise UntrainableModelError(f"node '{node.name}' uses {node.op_type}, which a device does not run: {cure}")
     attributes = {attribute.name: _attribute(node, attribute) for attribute in node.attribute}
     return Node(node.op_type, tuple(node.input), tuple(node.output), dict(sorted(attributes.items())), node.name)
 
