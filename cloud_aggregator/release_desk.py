@@ -28,6 +28,7 @@ _POLICIES = msgspec.msgpack.Decoder(rollout.RolloutPolicy)
 _OPEN_PHASES = ("canary", "soaking", "everyone")
 _OFFERED_PHASES = (*_OPEN_PHASES, "completed")
 _EVERYONE_AT_ONCE = rollout.RolloutPolicy(canary_ratio=1.0)
+_ANSWER_COST_S = 0.03  # Of the coordinator's time for a device's status and its offer; a crowd is spread by it.
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
@@ -298,7 +299,7 @@ class ReleaseDesk:
             row = records.get(number)
             members = [one.device for one in records.members(number, stage) if one.state in OPEN_STATES]
         if stage == "everyone" and row.restricted_to is None:
-            spread_s = self._office.settings.release.announcement_spread_s
+            spread_s = max(self._office.settings.release.announcement_spread_s, _ANSWER_COST_S * len(members))
             self._announce(row.task, messages.ReleaseAnnouncement(number, spread_s))
             return
         for device in members:
