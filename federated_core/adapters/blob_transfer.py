@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from federated_core.adapters.blob_store import BlobStore
 from federated_core.adapters.partial_blob import PartialBlob
-from federated_core.errors import AdapterError
+from federated_core.errors import AdapterError, RemoteProtocolError
 from federated_core.protocol.messages import BlobReference
 from federated_core.protocol.transfer import Chunk
 from federated_core.protocol.wire import CHUNK_BYTES, DIGEST_PREFIX_BYTES, ChunkFrame
@@ -28,8 +28,11 @@ class BlobReceiver:
             if partial is None or (digest, partial.size_bytes) != (reference.digest, reference.size_bytes):
                 partial = self._store.open_partial(reference.digest.hex(), reference.size_bytes, CHUNK_BYTES)
             if not partial.missing():
-                partial.finish()
-                continue
+                try:
+                    partial.finish()
+                    continue
+                except RemoteProtocolError:  # All there before a crash, and not what was announced: begin anew.
+                    partial = self._store.open_partial(reference.digest.hex(), reference.size_bytes, CHUNK_BYTES)
             self._open[key] = (reference.digest, partial)
             missing += [Chunk(reference.digest, index) for index in partial.missing()]
         return tuple(missing)
