@@ -1,12 +1,13 @@
 """A broker and the links to it: at least once, in any order, or not at all."""
 
+import zlib
 from collections.abc import Callable
 
 import msgspec
 
 from federated_core.adapters.link import LinkDown, LinkNews, LinkUp, MessageArrived, MessageSent
-from federated_core.errors import AdapterError, LocalMisuseError
-from federated_core.protocol import topics
+from federated_core.errors import AdapterError, LocalMisuseError, RemoteProtocolError
+from federated_core.protocol import topics, wire
 from federated_core.protocol.wire import PAYLOAD_BYTES_MAX
 from tests.simulation.clockwork import Dice, Schedule
 from tests.simulation.peril import Peril
@@ -185,13 +186,15 @@ class Network:
         dice = self._dice
         self.hit("tampering")
         self._overheard = [*self._overheard[-50:], (topic, payload)]
-        match dice.below(4):
+        match dice.below(5):
             case 0:
                 place = dice.below(len(payload))
                 return topic, payload[:place] + bytes([payload[place] ^ 1 << dice.below(8)]) + payload[place + 1 :]
             case 1:
                 return topic, payload[: dice.below(len(payload))]
             case 2:
+                return topic, _forge_chunk(payload)
+            case 3:
                 return self._overheard[dice.below(len(self._overheard))]
             case _:
                 other = self._overheard[dice.below(len(self._overheard))][0]
@@ -213,3 +216,15 @@ class Network:
                     self._deliver(link.name, topic, payload)
 
         self.schedule.after(after_s, connect)
+
+
+def _forge_chunk(payload: bytes) -> bytes:
+    """Change what a chunk holds, so that only the digest of the whole can tell; what is signed cannot be forged."""
+    try:
+        frame = wire.decode_frame(payload)
+    except RemoteProtocolError:
+        return payload
+    if isinstance(frame, wire.SignedFrame):
+        return payload
+    data = bytes([frame.data[0] ^ 1]) + frame.data[1:]
+    return wire.encode_frame(wire.ChunkFrame(frame.digest_prefix, frame.index, zlib.crc32(data), data))

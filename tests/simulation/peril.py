@@ -7,7 +7,7 @@ from edge_agent.adapters.journal import Journal
 from federated_core.adapters.blob_store import BlobStore
 from federated_core.adapters.partial_blob import CONTENT_SUFFIX
 from federated_core.errors import AdapterError
-from federated_core.protocol.wire import CHUNK_BYTES
+from federated_core.protocol import wire
 from tests.simulation.clockwork import Dice
 
 
@@ -105,10 +105,11 @@ def tear_partials(root: Path, dice: Dice) -> int:
         bitmap = content.with_suffix(".bitmap")
         claimed = bitmap.read_bytes()[16:] if bitmap.exists() else b""
         with content.open("r+b") as file:
-            for index in range(-(-content.stat().st_size // CHUNK_BYTES)):
+            for index in range(wire.chunk_count(content.stat().st_size)):
                 is_claimed = index // 8 < len(claimed) and claimed[index // 8] >> index % 8 & 1
                 if not is_claimed and dice.happens(0.7):
-                    file.seek(index * CHUNK_BYTES)
-                    file.write(bytes(min(CHUNK_BYTES, content.stat().st_size - index * CHUNK_BYTES)))
+                    start = index * wire.CHUNK_BYTES
+                    file.seek(start)
+                    file.write(bytes(min(wire.CHUNK_BYTES, content.stat().st_size - start)))
                     lost_count += 1
     return lost_count

@@ -4,6 +4,8 @@ import hashlib
 import logging
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -19,7 +21,8 @@ from cloud_aggregator.training_round import Abandoned, Completed, RoundSettings
 from edge_agent.adapters.identity import Identity
 from edge_agent.config import AgentSettings
 from edge_agent.session import Reporting, Training
-from federated_core.protocol import enrollment, keys, messages
+from federated_core.adapters import blob_transfer
+from federated_core.protocol import enrollment, keys, messages, wire
 from tests.simulation import coverage
 from tests.simulation.clockwork import Dice, Schedule
 from tests.simulation.faults import FAULTS, Misfortune, draw_lies, draw_plan
@@ -165,7 +168,7 @@ class World:
         began_s = time.process_time()
         logging.disable(logging.CRITICAL)
         try:
-            with coverage.watched(self._pairs, self._saw_step):
+            with coverage.watched(self._pairs, self._saw_step), chunks_of(_draw_chunk_bytes(self._scenario.seed)):
                 self._play()
         finally:
             logging.disable(logging.NOTSET)
@@ -320,6 +323,24 @@ def _task_settings(seed: int, scenario: Scenario) -> TaskSettings:
         rounds_max=scenario.round_count,
         patience_rounds=1000,
     )
+
+
+def _draw_chunk_bytes(seed: int) -> int:
+    """Draw how small chunks are: a small model in small chunks is transferred like a large one in large ones."""
+    return (wire.CHUNK_BYTES, 1000, 150)[Dice(seed, 13).below(3)]
+
+
+@contextmanager
+def chunks_of(size_bytes: int) -> Iterator[None]:
+    """Let both sides cut blobs into chunks of another size."""
+    usual_bytes = wire.CHUNK_BYTES
+    for module in (wire, blob_transfer):
+        setattr(module, "CHUNK_BYTES", size_bytes)  # noqa: B010 - Not its to export: mypy would say so.
+    try:
+        yield
+    finally:
+        for module in (wire, blob_transfer):
+            setattr(module, "CHUNK_BYTES", usual_bytes)  # noqa: B010
 
 
 def _make_keys(seed: int, device_count: int) -> tuple[Keyring, tuple[Identity, ...]]:
