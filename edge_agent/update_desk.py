@@ -28,6 +28,7 @@ from federated_core.release.acceptance import Refused, Trust, judge_offer
 TIMERS = "update/"
 _SILENCE_S = 30.0  # Before a status is repeated, and before a failed download is asked for again; doubled each time.
 _SILENCE_MAX_S = 3_600.0
+_LISTED_MAX = 16  # Families and held checkpoints that a status may list.
 _CLOCK_FLOOR = msgspec.msgpack.Decoder(float)  # Under "clock-floor": the latest time of which there is proof.
 _log = logging.getLogger(__name__)
 
@@ -129,7 +130,7 @@ class UpdateDesk:
             case messages.ReleaseOffer():
                 self._consider(message)
             case messages.ReleaseAnnouncement(number, spread_s):
-                known = [update.floor_of(state) for state in self._states.values()]
+                known = [self._floor_of(family) for family in self._families()]
                 if number > max(known, default=0):
                     self._inbox.set_timer(TIMERS + "status", self._chance.uniform(0.0, spread_s))
             case messages.ReleaseAcknowledgement(status_id):
@@ -248,7 +249,7 @@ class UpdateDesk:
             self._fleet,
             self._model_key,
             max(self._now_s(), floor),
-            {family: update.floor_of(state) for family, state in self._states.items()},
+            {family: self._floor_of(family) for family in self._families()},
             self._settings.families,
             size_max_bytes,
             size_max_bytes,
@@ -402,8 +403,8 @@ class UpdateDesk:
         held = [self._journal.load(key, HELD) for key in self._journal.keys("held/")]
         status = messages.ReleaseStatus(
             self._status_id,
-            tuple(self._describe(family) for family in sorted({*self._states, *self._installer.families()})),
-            tuple(one for one in held if one is not None and one.task not in self._moved_tasks),
+            tuple(self._describe(family) for family in self._families())[:_LISTED_MAX],
+            tuple(one for one in held if one is not None and one.task not in self._moved_tasks)[:_LISTED_MAX],
             self._refused,
         )
         wait_s = min(_SILENCE_MAX_S, _SILENCE_S * 2.0**self._silence_count)
@@ -417,6 +418,15 @@ class UpdateDesk:
         if pointer is None:
             return messages.FamilyStatus(family, concluded=concluded)
         return messages.FamilyStatus(family, pointer.release.number, pointer.release.checkpoint, concluded)
+
+    def _families(self) -> list[str]:
+        return sorted({*self._states, *self._installer.families()})
+
+    def _floor_of(self, family: str) -> int:
+        """The highest number that was concluded, or that runs: the second holds should the journal be lost."""
+        pointer = self._read_pointer(family)
+        running = 0 if pointer is None else pointer.release.number
+        return max(running, update.floor_of(self._states.get(family, update.Idle())))
 
     def _note_moved(self, family: str) -> None:
         state = self._states[family]

@@ -153,6 +153,21 @@ def test_a_replayed_offer_changes_nothing(folder: Path, number: int) -> None:
     assert device.journal.counters()["releases_refused"] == 3
 
 
+def test_a_device_that_lost_its_journal_still_refuses_what_is_older_than_what_runs(folder: Path) -> None:
+    device = device_that_runs(folder)
+    offer(device, tiny_release(3, SURER))
+    device.journal.close()
+    for path in folder.glob("journal.db*"):
+        path.unlink()
+    again = LoneDevice(folder, TinyAggregator())
+    again.desk.start()
+    again.desk.receive(tiny_release(2, WRONG).offer)
+    again.settle(1_000.0)
+    assert not again.trial.pieces
+    assert predictions(folder) == RIGHT_ANSWERS
+    assert LocalModel(folder, engine=NumpyEngine()).release.number == 3
+
+
 def test_a_clock_that_was_set_back_does_not_revive_an_expired_release(folder: Path) -> None:
     device = device_that_runs(folder)
     later = ISSUED_AT + 40_000
