@@ -139,7 +139,21 @@ class Accounts:
 
     def sign_in(self, name: str, password: str, address: str) -> Welcome | WrongPassword | TooManyAttempts:
         """Try ``password``; the cookie of a new session if it is right."""
-        name, address, now = name[:_TEXT_MAX], address[:_TEXT_MAX], self._clock()
+        name, address = name[:_TEXT_MAX], address[:_TEXT_MAX]
+        refusal = self.check_password(name, password, address)
+        if refusal is not None:
+            return refusal
+        now, cookie = self._clock(), self.draw_cookie()
+        with self._sessions.begin() as session:
+            session.execute(delete(SessionRow).where(SessionRow.created_at < now - SESSION_S))
+            digest = _digest(cookie)
+            session.add(SessionRow(cookie_digest=digest, user=name, address=address, created_at=now, seen_at=now))
+            Transaction(session).record("signed-in", user=name, address=address)
+        return Welcome(cookie)
+
+    def check_password(self, name: str, password: str, address: str) -> WrongPassword | TooManyAttempts | None:
+        """Say why ``password`` does not pass as that of ``name``; None if it does, which forgives earlier mistakes."""
+        now = self._clock()
         with self._counting, self._sessions.begin() as session:
             wait_s = _attempt_wait_s(session, name, address, now)
             if wait_s is not None:
@@ -152,20 +166,9 @@ class Accounts:
             if not is_right:
                 Transaction(session).record("sign-in-refused", user=name, address=address)
                 return WrongPassword()
-            cookie = self.draw_cookie()
-            digest = _digest(cookie)
             session.execute(delete(SignInRow).where(SignInRow.user == name, SignInRow.address == address))
             session.execute(delete(SignInRow).where(SignInRow.at < now - ATTEMPT_WINDOW_S))
-            session.execute(delete(SessionRow).where(SessionRow.created_at < now - SESSION_S))
-            session.add(SessionRow(cookie_digest=digest, user=name, address=address, created_at=now, seen_at=now))
-            Transaction(session).record("signed-in", user=name, address=address)
-        return Welcome(cookie)
-
-    def is_password(self, name: str, password: str) -> bool:
-        """Whether ``password`` is that of ``name``, who is signed in already."""
-        with self._sessions() as session:
-            row = session.get(UserRow, name)
-        return row is not None and self._verify(row.password_hash, password)
+        return None
 
     def find(self, cookie: str, *, is_active: bool = True) -> SignedIn | None:
         """Return the session of ``cookie``, None if there is none (any more); ``is_active`` if a person asked."""

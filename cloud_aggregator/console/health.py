@@ -6,8 +6,6 @@ from flask import Blueprint, Response
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
-from sqlalchemy import text
-from sqlalchemy.exc import SQLAlchemyError
 
 from cloud_aggregator.console import queries, records
 from cloud_aggregator.console.context import parts, reading
@@ -20,9 +18,7 @@ blueprint = Blueprint("health", __name__)
 @needs("public")
 def healthz() -> Response:
     """Answer whether pages can be served; says nothing else to strangers."""
-    try:
-        reading().session.execute(text("SELECT 1"))
-    except SQLAlchemyError:
+    if not queries.overview.is_answered(reading()):
         return Response("the database does not answer\n", 503, content_type="text/plain; charset=utf-8")
     return Response("ok\n", content_type="text/plain; charset=utf-8")
 

@@ -63,7 +63,10 @@ def change_password() -> Response | tuple[str, int]:
     """Take another password; every session of this user ends."""
     user = signed_in().user
     problem = ""
-    if not parts().accounts.is_password(user, request.form.get("password", "")):
+    refusal = parts().accounts.check_password(user, request.form.get("password", ""), request.remote_addr or "")
+    if isinstance(refusal, TooManyAttempts):
+        problem = f"Too many attempts. Try again in {math.ceil(refusal.retry_after_s / 60)} min."
+    elif refusal is not None:
         problem = "The present password is another one."
     elif request.form.get("new_password", "") != request.form.get("new_password_again", ""):
         problem = "The two new passwords differ."

@@ -151,6 +151,14 @@ def test_a_mistake_in_the_password_form_is_told(console: Flask, fields: dict[str
     assert text in answer.text
 
 
+def test_a_stolen_session_cannot_guess_the_password_either(console: Flask) -> None:
+    visitor = visit_as(console, "operator")
+    fields = {"password": "wrong", "new_password": "x" * 12, "new_password_again": "x" * 12}
+    texts = [visitor.post("/account/password", **fields).text for _ in range(6)]
+    assert "present password" in texts[4]
+    assert "Too many attempts" in texts[5]
+
+
 def test_another_role_ends_every_session(console: Flask) -> None:
     visitor = visit_as(console, "operator")
     parts_of(console).accounts.set_role("anna", "viewer")

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from sqlalchemy import func, select
+from sqlalchemy.exc import SQLAlchemyError
 
 from cloud_aggregator.adapters.schema import CommandRow, CounterRow, EventRow, RoundRow
 from cloud_aggregator.console import records
@@ -24,6 +25,14 @@ def look(reading: Reading) -> records.Overview:
         open_rounds=rounds.open_details(reading),
         concerns=tuple(_concerns(reading, presence, known)),
     )
+
+
+def is_answered(reading: Reading) -> bool:
+    """Return whether the database answers at all."""
+    try:
+        return reading.session.scalar(select(1)) == 1
+    except SQLAlchemyError:
+        return False
 
 
 def figures(reading: Reading) -> records.Figures:
