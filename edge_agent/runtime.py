@@ -21,7 +21,8 @@ from edge_agent.adapters.trial_process import TrialExited, TrialNews, TrialSaid
 from edge_agent.artifact_fetcher import ArtifactFetcher
 from edge_agent.config import AgentSettings
 from edge_agent.eligibility import Conditions, ineligibilities, waivers
-from edge_agent.update_desk import TIMERS, TrialLike, UpdateDesk
+from edge_agent.release_reporter import TIMERS
+from edge_agent.update_desk import TrialLike, UpdateDesk
 from federated_core import VERSION
 from federated_core.adapters.blob_store import BlobStore
 from federated_core.adapters.chunk_sender import ChunkSender

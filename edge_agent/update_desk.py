@@ -14,10 +14,11 @@ import msgspec
 from edge_agent import trial_work, update
 from edge_agent.adapters.chance import Chance
 from edge_agent.adapters.installer import POINTERS, Installer, Pointer, describe
-from edge_agent.adapters.journal import HELD, Journal
+from edge_agent.adapters.journal import Journal
 from edge_agent.adapters.trial_process import TrialExited, TrialNews, TrialSaid
 from edge_agent.artifact_fetcher import ArtifactFetcher, FetchResult
 from edge_agent.config import ReleaseSettings
+from edge_agent.release_reporter import SILENCE_S, TIMERS, ReleaseReporter
 from federated_core.adapters.blob_store import BlobStore
 from federated_core.adapters.inbox import Inbox
 from federated_core.errors import AdapterError
@@ -25,10 +26,6 @@ from federated_core.protocol import messages
 from federated_core.protocol.wire import ChunkFrame
 from federated_core.release.acceptance import Refused, Trust, judge_offer
 
-TIMERS = "update/"
-_SILENCE_S = 30.0  # Before a status is repeated, and before a failed download is asked for again; doubled each time.
-_SILENCE_MAX_S = 3_600.0
-_LISTED_MAX = 16  # Families and held checkpoints that a status may list.
 _CLOCK_FLOOR = msgspec.msgpack.Decoder(float)  # Under "clock-floor": the latest time of which there is proof.
 _log = logging.getLogger(__name__)
 
@@ -82,7 +79,6 @@ class UpdateDesk:
         self._journal = journal
         self._blobs = blobs
         self._trial = trial
-        self._chance = chance
         self._now_s = now_s
         self._send = send
         self._installer = Installer(folder / "releases")
@@ -91,12 +87,15 @@ class UpdateDesk:
         self._states: dict[str, update.UpdateState] = {}
         for key in journal.keys("update/"):
             self._states[key.partition("/")[2]] = journal.load(key, update.STATES) or update.Idle()
+        self._reporter = ReleaseReporter(
+            journal=journal,
+            inbox=inbox,
+            chance=chance,
+            interval_s=settings.status_interval_s,
+            states=lambda: {family: (self._read_pointer(family), self._state(family)) for family in self._families()},
+            send=send,
+        )
         self._work_id = 0
-        self._status_id = b""  # Of the status that waits for its acknowledgement.
-        self._silence_count = 0
-        self._failure_count = 0
-        self._moved_tasks: set[str] = set()  # What training holds of these did not fit; offers shall not build on it.
-        self._refused: messages.ReleaseConclusion | None = None
         self._unsaved: tuple[str, update.UpdateEvent] | None = None
 
     # --- News
@@ -122,7 +121,7 @@ class UpdateDesk:
         """The broker is reachable: say what runs, and go on fetching."""
         for family in list(self._states):
             self._advance(family, update.LinkRestored())
-        self._send_status()
+        self._reporter.say()
 
     def receive(self, message: messages.ReleaseMessage) -> None:
         """Take a word from the aggregator."""
@@ -132,12 +131,9 @@ class UpdateDesk:
             case messages.ReleaseAnnouncement(number, spread_s):
                 known = [self._floor_of(family) for family in self._families()]
                 if number > max(known, default=0):
-                    self._inbox.set_timer(TIMERS + "status", self._chance.uniform(0.0, spread_s))
+                    self._reporter.say_within(spread_s)
             case messages.ReleaseAcknowledgement(status_id):
-                if status_id == self._status_id:
-                    self._status_id, self._silence_count, self._refused = b"", 0, None
-                    self._inbox.cancel_timer(TIMERS + "answer")
-                    self._inbox.set_timer(TIMERS + "heartbeat", self._settings.status_interval_s)
+                self._reporter.acknowledge(status_id)
 
     def take(self, frame: ChunkFrame) -> None:
         """Store a chunk; one that nobody waits for is ignored."""
@@ -159,10 +155,9 @@ class UpdateDesk:
         busy = self._busy_family()
         match timer:
             case "status" | "heartbeat":
-                self._send_status()
+                self._reporter.say()
             case "answer":
-                self._silence_count += 1
-                self._send_status()
+                self._reporter.repeat()
             case "quiet":
                 self._conclude_fetch(self._fetcher.note_silence())
             case "overdue" if busy is not None:
@@ -179,7 +174,7 @@ class UpdateDesk:
             case TrialSaid(outcome) if outcome.work_id == self._work_id and busy is not None:
                 self._inbox.cancel_timer(TIMERS + "overdue")
                 if isinstance(outcome.event, update.BaseMoved):
-                    self._note_moved(busy)
+                    self._reporter.distrust_held(self._task_of(busy))
                 self._advance(busy, outcome.event)
             case TrialExited(pid) if pid == self._trial.pid:
                 self._trial.forget(pid)
@@ -193,7 +188,7 @@ class UpdateDesk:
     # --- The machine
 
     def _advance(self, family: str, event: update.UpdateEvent) -> None:
-        before = self._states.get(family, update.Idle())
+        before = self._state(family)
         after, actions = update.step(before, event)
         if after != before:
             try:
@@ -201,7 +196,7 @@ class UpdateDesk:
             except AdapterError as error:
                 _log.warning("release: %s; nothing happens before that is possible", error)
                 self._unsaved = (family, event)
-                self._inbox.set_timer(TIMERS + "again", _SILENCE_S)
+                self._inbox.set_timer(TIMERS + "again", SILENCE_S)
                 return
             self._states[family] = after
         if after != before or actions:
@@ -235,10 +230,9 @@ class UpdateDesk:
                 self._sweep(family)
                 self._advance(family, update.Discarded())
             case update.Report():
-                self._failure_count = 0
-                self._send_status()
+                self._reporter.conclude()
             case update.AskLater():
-                self._ask_later()
+                self._reporter.ask_later()
             case _:
                 assert_never(action)
 
@@ -265,25 +259,19 @@ class UpdateDesk:
             self._journal.save("clock-floor", max(floor, float(verdict.issued_at)))
         except AdapterError as error:
             _log.warning("release: %s", error)
-            self._ask_later()
+            self._reporter.ask_later()
             return
         self._advance(verdict.family, update.Offered(update.Candidate(verdict, offer.manifest, offer.fetch)))
-
-    def _ask_later(self) -> None:
-        self._failure_count += 1
-        wait_s = min(_SILENCE_MAX_S, _SILENCE_S * 2.0 ** (self._failure_count - 2))
-        self._inbox.set_timer(TIMERS + "status", wait_s * self._chance.uniform(0.5, 1.0))
 
     def _refuse(self, number: int, refused: Refused) -> None:
         reason, detail = refused.refusal.reason, refused.refusal.detail[:120]
         self._journal.count("releases_refused", 1)
         if reason == "not-newer":  # A replay, or the aggregator did not hear of our conclusion.
             _log.info("release %d: not newer than what was concluded", number)
-            self._inbox.set_timer(TIMERS + "status", _SILENCE_S)
+            self._reporter.say_within(SILENCE_S)
             return
         _log.error("release %d refused: %s (%s)", number, reason, detail)
-        self._refused = messages.ReleaseConclusion(number, "refused", reason, detail)
-        self._send_status()
+        self._reporter.refuse(messages.ReleaseConclusion(number, "refused", reason, detail))
 
     # --- Download
 
@@ -394,44 +382,23 @@ class UpdateDesk:
         except (AdapterError, OSError) as error:
             _log.warning("release: cannot sweep now: %s", error)
 
-    # --- What is said
-
-    def _send_status(self) -> None:
-        """Say what runs; said again until it is acknowledged."""
-        self._inbox.cancel_timer(TIMERS + "status")
-        self._status_id = self._chance.token_bytes(8)
-        held = [self._journal.load(key, HELD) for key in self._journal.keys("held/")]
-        status = messages.ReleaseStatus(
-            self._status_id,
-            tuple(self._describe(family) for family in self._families())[:_LISTED_MAX],
-            tuple(one for one in held if one is not None and one.task not in self._moved_tasks)[:_LISTED_MAX],
-            self._refused,
-        )
-        wait_s = min(_SILENCE_MAX_S, _SILENCE_S * 2.0**self._silence_count)
-        self._inbox.set_timer(TIMERS + "answer", wait_s)
-        self._send(status)
-
-    def _describe(self, family: str) -> messages.FamilyStatus:
-        pointer = self._read_pointer(family)
-        state = self._states.get(family, update.Idle())
-        concluded = None if isinstance(state, update.RollingBack) else state.concluded
-        if pointer is None:
-            return messages.FamilyStatus(family, concluded=concluded)
-        return messages.FamilyStatus(family, pointer.release.number, pointer.release.checkpoint, concluded)
+    # --- What is known
 
     def _families(self) -> list[str]:
         return sorted({*self._states, *self._installer.families()})
+
+    def _state(self, family: str) -> update.UpdateState:
+        return self._states.get(family, update.Idle())
 
     def _floor_of(self, family: str) -> int:
         """The highest number that was concluded, or that runs: the second holds should the journal be lost."""
         pointer = self._read_pointer(family)
         running = 0 if pointer is None else pointer.release.number
-        return max(running, update.floor_of(self._states.get(family, update.Idle())))
+        return max(running, update.floor_of(self._state(family)))
 
-    def _note_moved(self, family: str) -> None:
-        state = self._states[family]
-        if isinstance(state, update.Installing):
-            self._moved_tasks.add(state.candidate.manifest.task)
+    def _task_of(self, family: str) -> str:
+        state = self._state(family)
+        return "" if isinstance(state, update.Idle) else state.candidate.manifest.task
 
     def _busy_family(self) -> str | None:
         return next((family for family, state in self._states.items() if not isinstance(state, update.Idle)), None)

@@ -15,8 +15,9 @@ from edge_agent.adapters.journal import Journal
 from edge_agent.adapters.trial_process import TrialExited, TrialSaid
 from edge_agent.config import ReleaseSettings, StoreSettings
 from edge_agent.local_model import LocalModel
+from edge_agent.release_reporter import TIMERS
 from edge_agent.trial import answer
-from edge_agent.update_desk import TIMERS, UpdateDesk
+from edge_agent.update_desk import UpdateDesk
 from federated_core.adapters.blob_store import BlobStore
 from federated_core.adapters.inbox import TimerFired
 from federated_core.engines.numpy_engine import NumpyEngine
