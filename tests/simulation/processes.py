@@ -16,7 +16,7 @@ from cloud_aggregator.coordinator import Coordinator
 from edge_agent import work
 from edge_agent.adapters.identity import Identity
 from edge_agent.config import AgentSettings
-from edge_agent.eligibility import Conditions, ineligibilities
+from edge_agent.eligibility import Conditions
 from edge_agent.runtime import Runtime
 from federated_core.errors import AdapterError
 from federated_core.learning.parameters import Layout
@@ -194,8 +194,8 @@ class Device(Process):
 
     @property
     def is_eligible(self) -> bool:
-        """Whether it may train now."""
-        return not ineligibilities(self.sensors.look(), self.settings.eligibility)
+        """Whether it may train now, by a rule of our own."""
+        return self.sensors.is_plugged and not self.sensors.is_busy and not self.peril.is_disk_full
 
     def _make_link(self, inbox: VirtualInbox) -> SimulatedLink:
         if self.lie in LINK_LIES:

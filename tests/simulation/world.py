@@ -4,7 +4,7 @@ import hashlib
 import logging
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -20,7 +20,6 @@ from cloud_aggregator.task_progress import Finished, TaskSettings, TaskState
 from cloud_aggregator.training_round import Abandoned, Completed, RoundSettings
 from edge_agent.adapters.identity import Identity
 from edge_agent.config import AgentSettings
-from edge_agent.session import Reporting, Training
 from federated_core.adapters import blob_transfer
 from federated_core.protocol import enrollment, keys, messages, wire
 from tests.simulation import coverage
@@ -111,7 +110,7 @@ class World:
             self.database = Database(f"sqlite:///{aggregator_folder / 'aggregator.db'}", self._aggregator_now_s)
         self.aggregator: Aggregator = Aggregator(
             settings=AggregatorSettings(
-                fleet=FLEET, pacing=PacingSettings(resting_min_s=60.0, resting_max_s=300.0), command_interval_s=5.0
+                fleet=FLEET, pacing=PacingSettings(resting_min_s=60.0, resting_max_s=300.0), command_interval_s=20.0
             ),
             keyring=keyring,
             database=self.database,
@@ -195,22 +194,22 @@ class World:
         for device in self.devices.values():
             self.schedule.after(dice.uniform(0.0, 10.0), device.boot)
         self._misfortune.begin()
-        self._until(CALM_S, stops_when_finished=True)
+        self._until(CALM_S, self._is_finished)
         self._misfortune.end()
-        self._until(self.schedule.now_s + PATIENCE_S, stops_when_finished=True)
+        self._until(self.schedule.now_s + PATIENCE_S, self._is_finished)
         if self.oracle.violations:
             return
         self._check_end_of_task()
         finished_s = self.schedule.now_s
-        self._until(finished_s + SETTLING_S, stops_when_finished=False)
+        self._until(finished_s + SETTLING_S, lambda: not self._restless(finished_s))
         if not self.oracle.violations:
             self._check_rest(finished_s)
 
-    def _until(self, until_s: float, *, stops_when_finished: bool) -> None:
+    def _until(self, until_s: float, is_reached: Callable[[], bool]) -> None:
         oracle = self.oracle
         while not oracle.violations and self.schedule.step(until_s):
             oracle.check_trainers()
-            if stops_when_finished and self.schedule.event_count % 64 == 0 and self._is_finished():
+            if self.schedule.event_count % 64 == 0 and is_reached():
                 return
 
     def _is_finished(self) -> bool:
@@ -231,15 +230,22 @@ class World:
                 f"{trained_count} training rounds of {self._settings.rounds_max}, {len(completed)} rounds in all",
             )
 
+    def _restless(self, finished_s: float) -> dict[str, str]:
+        """Return the devices that nobody answered since the end of the task, or that still work, and their states."""
+        states = {
+            name: "dead" if device.runtime is None else type(device.runtime._state).__name__
+            for name, device in self.devices.items()
+            if device.lie != "silent-blob"
+        }
+        return {
+            name: state
+            for name, state in states.items()
+            if self.oracle.answered_at_s.get(name, 0.0) < finished_s or state in ("Training", "Reporting")
+        }
+
     def _check_rest(self, finished_s: float) -> None:
-        for name, device in self.devices.items():
-            if device.lie == "silent-blob":
-                continue
-            if self.oracle.answered_at_s.get(name, 0.0) < finished_s:
-                state = type(device.runtime._state).__name__ if device.runtime is not None else "dead"
-                self.oracle.complain("nobody waits for ever", f"{name} was not answered since the end: {state}")
-            elif device.runtime is not None and isinstance(device.runtime._state, Training | Reporting):
-                self.oracle.complain("nobody waits for ever", f"{name} still works after the end")
+        for name, state in self._restless(finished_s).items():
+            self.oracle.complain("nobody waits for ever", f"{name} was not answered since the end: {state}")
 
     # --- What the world does to itself
 
