@@ -74,7 +74,7 @@ def measure_console(device_count: int, round_count: int, reports_per_round: int,
         ) as address,
     ):
         connection = http.client.HTTPConnection(urllib.parse.urlsplit(address).netloc, timeout=60.0)
-        cookie = _sign_in(connection)
+        cookie = sign_in(connection)
         found = tuple(_measure(connection, cookie, path, repeat_count) for path in pages(round_count))
     slowest = max(page.median_ms for page in found)
     return ConsoleFigures(device_count, round_count, reports_per_round, slowest, found)
@@ -94,7 +94,8 @@ def _measure(connection: http.client.HTTPConnection, cookie: str, path: str, rep
     return PageTime(path, round(statistics.median(later_ms), 1), max(later_ms), first_ms, len(body))
 
 
-def _sign_in(connection: http.client.HTTPConnection) -> str:
+def sign_in(connection: http.client.HTTPConnection) -> str:
+    """Sign in over ``connection`` as a browser does; return the session's cookie."""
     connection.request("GET", "/login")
     answer = connection.getresponse()
     token = re.search(rb'name="form_token" value="([0-9a-f]+)"', answer.read())
