@@ -115,7 +115,7 @@ class Plan(msgspec.Struct, frozen=True):
     batch_size: Annotated[int, Meta(ge=1, le=4096)] = 32
     learning_rate: Annotated[float, Meta(ge=0.0, le=100.0)] = 0.05
     step_ratio: Annotated[float, Meta(gt=0.0, le=64.0)] = 4.0  # Codec: one level is this many times the delta's rms.
-    delta_norm_max: Annotated[float, Meta(gt=0.0, le=1e6)] | None = None  # Devices clip to it, the gate holds them to it.
+    delta_norm_max: Annotated[float, Meta(gt=0.0, le=1e6)] | None = None  # Devices clip to it, the gate checks it.
     example_count_min: Annotated[int, Meta(ge=1, le=1_000_000)] = 1
     example_count_max: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
 
