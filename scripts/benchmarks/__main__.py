@@ -56,7 +56,9 @@ def main() -> int:
         part.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
         add_options(part)
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # Both ways to end leave through the same `finally`s.
+    # Both ways to end leave through the same `finally`s, also where a shell started us with SIGINT ignored.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     try:
         figures = BENCHMARKS[arguments.name][0](arguments)
     except KeyboardInterrupt:

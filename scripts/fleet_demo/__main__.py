@@ -52,7 +52,9 @@ def main() -> int:
     """Run the demo and return its exit code."""
     arguments = _parse_arguments()
     console = Console(stderr=False)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # Both ways to end leave through the same `finally`s.
+    # Both ways to end leave through the same `finally`s, also where a shell started us with SIGINT ignored.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     try:
         figures = run(arguments, console)
     except KeyboardInterrupt:
