@@ -3,7 +3,6 @@
 Writes are commands that the coordinator carries out; reads are queries of its database. Both work from any process.
 """
 
-import copy
 import hashlib
 import os
 import time
@@ -42,17 +41,18 @@ class Endpoint(msgspec.Struct, frozen=True):
 class Service:
     """One aggregator's state, from the outside."""
 
-    def __init__(self, folder: Path, settings: AggregatorSettings, actor: str) -> None:
+    def __init__(
+        self, folder: Path, settings: AggregatorSettings, actor: str, database: Database | None = None
+    ) -> None:
+        """Open the state in ``folder``, through ``database`` if that is open already."""
         self._folder = folder
         self._settings = settings
         self._actor = actor
-        self._database = Database(database_url(folder, settings))
+        self._database = database or Database(database_url(folder, settings))
 
     def acting_as(self, actor: str) -> "Service":
         """Return the same service as ``actor`` uses it: the log of what was asked names who asked."""
-        other = copy.copy(self)
-        other._actor = actor
-        return other
+        return Service(self._folder, self._settings, actor, self._database)
 
     # --- Commands
 
