@@ -92,6 +92,7 @@ def ask_to_change(number: int, step: str) -> str:
         title=f"{STEPS[step].action}: release {number}",
         consequence=_consequence(_existing(number), step),
         action=STEPS[step].action,
+        is_grave=step != "advance",
         back="releases.show",
     )
 
@@ -118,16 +119,19 @@ def _consequence(release: records.ReleaseSummary, step: str) -> str:
         earlier = f"release {release.replaces}" if release.replaces else "the release before it"
         return (
             f"A new release with the model of {earlier} is offered to every device at once. "
-            f"{release.running_count:,} devices run release {release.number} now and will leave it."
+            f"Devices that run release {release.number} now, and are to leave it: {release.running_count:,}."
         )
     pending = release.states.get("waiting", 0) + release.states.get("offered", 0)
     if step == "halt":
         return (
-            f"{pending:,} devices that have not tried release {release.number} stay on what they run. "
-            f"The {committed:,} devices that committed it keep it; roll back to take it from them."
+            f"Devices that have not tried release {release.number}, and stay on what they run: {pending:,}. "
+            f"Devices that committed it, and keep it until it is rolled back: {committed:,}."
         )
-    asked = f"{release.member_count:,} devices"
-    return f"Every device is offered version {release.version} now, whatever the first {asked} did with it."
+    failed = release.member_count - committed - release.states.get("waiting", 0) - release.states.get("offered", 0)
+    return (
+        f"Every device is offered version {release.version} now. Of the {release.member_count:,} that it was meant for "
+        f"so far, {committed:,} committed it and {failed:,} did not."
+    )
 
 
 def _existing(number: int) -> records.ReleaseSummary:

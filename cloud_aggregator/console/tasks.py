@@ -114,6 +114,7 @@ def ask_to_change(name: str, step: str) -> str:
         title=wanted.title.format(name=name),
         consequence=wanted.consequence.format(open=rounds, rounds=task.round_count, version=task.version),
         action=wanted.action,
+        is_grave=step == "abort",
         back="tasks.show",
     )
 

@@ -44,6 +44,7 @@ def ask_to_revoke(name: str) -> str:
         consequence=f"Nobody can enroll with it any more: {left:,} of {token.uses_max:,} uses are lost. "
         f"The {token.uses:,} devices that enrolled with it stay.",
         action="Revoke",
+        is_grave=True,
         back="tokens.show",
     )
 

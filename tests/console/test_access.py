@@ -8,7 +8,7 @@ import pytest
 from flask import Flask
 from werkzeug.test import TestResponse
 
-from cloud_aggregator.config import AggregatorSettings
+from cloud_aggregator.config import AggregatorSettings, ConsoleSettings
 from cloud_aggregator.console.guard import HEADERS
 from cloud_aggregator.console.permissions import needs, permission_of, refuse_undeclared
 from federated_core.errors import LocalMisuseError
@@ -181,6 +181,31 @@ def test_an_asset_is_kept_for_good_under_the_name_of_its_content(console: Flask)
     answer = Visitor(console).get(address[0])
     assert answer.status_code == 200
     assert "immutable" in answer.headers["Cache-Control"]
+
+
+def test_a_program_reads_the_metrics_with_its_token_and_nothing_else(tmp_path: Path, clock: Clock) -> None:
+    token = tmp_path / "metrics.token"
+    token.write_text("sixteen-characters-or-more\n")
+    settings = AggregatorSettings(fleet="demo", console=ConsoleSettings(metrics_token_file=str(token)))
+    app = make_console(tmp_path / "state", clock, settings, device_count=0)
+    program = Visitor(app)
+    right, wrong = "Bearer sixteen-characters-or-more", "Bearer something-else"
+    assert program.get("/metrics", Authorization=right).status_code == 200
+    assert [program.get("/metrics", Authorization=text).status_code for text in (wrong, "Bearer ", "")] == [401] * 3
+    assert program.get("/api/v1/overview", Authorization=right).status_code == 401
+    parts_of(app).engine.dispose()
+
+
+@pytest.mark.parametrize("content", [None, "short"])
+def test_a_metrics_token_that_is_missing_or_short_is_refused_at_the_start(
+    tmp_path: Path, clock: Clock, content: str | None
+) -> None:
+    token = tmp_path / "metrics.token"
+    if content is not None:
+        token.write_text(content)
+    settings = AggregatorSettings(fleet="demo", console=ConsoleSettings(metrics_token_file=str(token)))
+    with pytest.raises(LocalMisuseError, match="metrics_token_file"):
+        make_console(tmp_path / "state", clock, settings, device_count=0)
 
 
 def test_a_page_is_never_kept_by_the_browser(console: Flask) -> None:

@@ -157,7 +157,7 @@ def promote(page: Page, version: int) -> None:
 
 def roll_back(page: Page) -> None:
     page.get_by_role("link", name="Roll back").click()
-    expect(page.locator(".consequence")).to_contain_text(f"{len(DEVICES)} devices run release")
+    expect(page.locator(".consequence")).to_contain_text(f"are to leave it: {len(DEVICES)}.")
     page.get_by_role("button", name="Roll back").click()
     expect(page.locator(".notice")).to_contain_text("takes the fleet back")
     all_run_it(page)
