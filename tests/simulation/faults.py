@@ -33,6 +33,7 @@ FAULTS = (
     "old-agent",
     "gatecrasher",
     "pause",
+    "replay",
 )
 
 
@@ -51,7 +52,7 @@ def draw_plan(seed: int, allowed: tuple[str, ...]) -> Plan:
     """Draw about half of the faults: some mistakes hide behind others."""
     dice = Dice(seed, 1)
     drawn = {fault: dice.happens(0.6) for fault in FAULTS}
-    return Plan(tuple(fault for fault in FAULTS if drawn[fault] and fault in allowed), dice.uniform(0.7, 3.0))
+    return Plan(tuple(fault for fault in FAULTS if drawn[fault] and fault in allowed), Dice(seed, 14).uniform(0.7, 3.0))
 
 
 def draw_lies(seed: int, device_count: int, faults: tuple[str, ...]) -> dict[int, Lie]:
@@ -100,6 +101,7 @@ class Misfortune:
         weather.duplication = dice.uniform(0.0, 0.2) if "duplication" in plan.faults else 0.0
         weather.reordering = dice.uniform(0.0, 0.3) if "reordering" in plan.faults else 0.0
         weather.delay = dice.uniform(0.0, 0.1) if "delay" in plan.faults else 0.0
+        weather.replay = dice.uniform(0.0, 0.2) if "replay" in plan.faults else 0.0
         weather.tampering = dice.uniform(0.0, 0.02) if "tampering" in plan.faults else 0.0
         for device in self._devices:
             device.trainer_breaks = 0.05 if "trainer-death" in plan.faults else 0.0
@@ -127,7 +129,7 @@ class Misfortune:
     def end(self) -> None:
         """Everything is mended."""
         self._is_over = True
-        for name in ("loss", "duplication", "reordering", "delay", "tampering"):
+        for name in ("loss", "duplication", "reordering", "delay", "tampering", "replay"):
             setattr(self._network.weather, name, 0.0)
         for process in (*self._devices, self._aggregator):
             process.peril.calls_left = None

@@ -21,6 +21,7 @@ class Weather(msgspec.Struct):
     reordering: float = 0.0
     delay: float = 0.0
     tampering: float = 0.0
+    replay: float = 0.0
 
 
 class SimulatedLink:
@@ -148,11 +149,18 @@ class Network:
             return
         if dice.happens(weather.tampering):
             topic, payload = self._tamper(topic, payload)
+        if dice.happens(weather.replay):
+            self.hit("replay")
+            self.schedule.after(dice.uniform(5.0, 200.0), lambda: self._say_again(topic, payload))
         for name in self._receivers(topic):
             self._deliver(name, topic, payload)
             if dice.happens(weather.duplication):
                 self.hit("duplication")
                 self._deliver(name, topic, payload)
+
+    def _say_again(self, topic: str, payload: bytes) -> None:
+        for name in self._receivers(topic):
+            self._deliver(name, topic, payload)
 
     def _deliver(self, name: str, topic: str, payload: bytes) -> None:
         link = self._links.get(name)

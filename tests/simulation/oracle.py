@@ -184,8 +184,7 @@ class Oracle:
             elif now_s - self._ineligible_since_s.setdefault(name, now_s) > reaction_s:
                 self.complain("nobody trains while ineligible beyond the grace", name)
             deadline_s = self._deadline_at_s.get(name, math.inf)
-            if isinstance(self._session.get(name), session.Training) and device.booted_at_s > deadline_s - 1e5:
-                deadline_s = max(deadline_s, device.booted_at_s + self._settings.rounds.reporting_s)
+            deadline_s = max(deadline_s, device.booted_at_s + self._settings.rounds.reporting_s)
             if now_s > deadline_s + settings.trainer.grace_s + _SLACK_S:
                 self.complain("nobody trains long after the deadline", name)
 

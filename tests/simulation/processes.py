@@ -1,6 +1,7 @@
 """The processes of a world: the real runtimes on simulated adapters, killed and started again from their disks."""
 
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,7 +65,7 @@ class Witness(Protocol):
         """A process died."""
 
 
-class Process:
+class Process(ABC):
     """What dies and is started again."""
 
     def __init__(self, name: str, schedule: Schedule, network: Network, dice: Dice, witness: Witness) -> None:
@@ -133,14 +134,17 @@ class Process:
         finally:
             self._witness.enter(None)
 
+    @abstractmethod
     def _begin(self, link: SimulatedLink) -> None:
-        raise NotImplementedError
+        """Make the runtime from what is on disk, and let it begin."""
 
+    @abstractmethod
     def _handle(self, news: Any) -> None:
-        raise NotImplementedError
+        """Hand news to the runtime."""
 
+    @abstractmethod
     def _leave_disk(self) -> None:
-        raise NotImplementedError
+        """Leave on disk what a power cut leaves."""
 
 
 class SimulatedSensors:

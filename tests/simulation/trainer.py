@@ -37,7 +37,7 @@ Lie = Literal[
     "silent-blob",
 ]
 LIES: tuple[Lie, ...] = Lie.__args__  # type: ignore[attr-defined]
-HONEST_NORM_MAX = 2.0
+HONEST_NORM_MAX = 0.3
 
 
 class SimulatedTrainer:
@@ -165,7 +165,7 @@ class SimulatedTrainer:
         holdout_count = int(generator.integers(0, 20))
         correct_count = int(generator.integers(0, holdout_count + 1))
         if piece.plan.kind == "train":
-            blob = self._encode(piece, generator.normal(0.0, 0.05, self._layout.update_size).astype(np.float32))
+            blob = self._encode(piece, generator.normal(0.0, 0.02, self._layout.update_size).astype(np.float32))
             Path(piece.update_path).write_bytes(blob)
             self._made(piece, blob)
         match self._lie:
@@ -193,9 +193,9 @@ class SimulatedTrainer:
             case "huge-norm":
                 step = 1e30
             case "long-delta":
-                delta = delta * np.float32(1000.0)
+                delta = delta * np.float32(9.0)  # Beyond the norm that is believed, and no other gate sees it.
             case "stretched-delta":
-                delta = delta * np.float32(8.0)
+                delta = delta * np.float32(4.0)  # Believed, but clipped.
             case "wrong-shape":
                 delta = delta[:-1]
         if step is not None:

@@ -95,7 +95,7 @@ class World:
                 folder=self._folder / f"device-{number}",
                 layout=model.layout,
                 lie=lies.get(number),
-                speed_s=dice.uniform(3.0, 40.0),
+                speed_s=dice.uniform(100.0, 300.0) if dice.happens(0.1) else dice.uniform(3.0, 40.0),
                 schedule=self.schedule,
                 network=self.network,
                 dice=Dice(seed, 5, number),
