@@ -66,15 +66,16 @@ def loss_named(name: str) -> Loss:
 
 
 def _class_label_shape(shape: Shape) -> Shape:
-    if len(shape) != 2 or not isinstance(shape[1], int) or shape[1] < 2:
+    if len(shape) < 2 or not isinstance(shape[1], int) or shape[1] < 2:
         raise UntrainableModelError(
-            f"softmax-cross-entropy expects an output of shape [batch, classes], got {list(shape)}: name another output"
+            f"softmax-cross-entropy expects an output of shape [batch, classes, ...], got {list(shape)}: name another "
+            "output"
         )
-    return shape[:1]
+    return (shape[0], *shape[2:])
 
 
 def _softmax_cross_entropy(logits: Expr, label: Expr) -> Training:
-    log_probability = logits.unary("LogSoftmax", axis=-1)
+    log_probability = logits.unary("LogSoftmax", axis=1)
     target = _one_hot(logits, label)
     count = label.element_count().cast(logits.dtype)
     loss = -((log_probability * target).sum(keepdims=False) / count)
@@ -82,16 +83,21 @@ def _softmax_cross_entropy(logits: Expr, label: Expr) -> Training:
 
 
 def _softmax_cross_entropy_scores(logits: Expr, label: Expr) -> Scores:
-    loss_sum = -((logits.unary("LogSoftmax", axis=-1) * _one_hot(logits, label)).sum(keepdims=False))
-    best = logits.builder.apply("ArgMax", logits, shape=label.shape, dtype="int64", axis=-1, keepdims=0)
-    return Scores(loss_sum, _count(best.equals(label)))
+    per_place = (logits.unary("LogSoftmax", axis=1) * _one_hot(logits, label)).sum([1], keepdims=False)
+    loss_sum = -(per_place.mean(range(1, label.rank), keepdims=False).sum(keepdims=False))
+    best = logits.builder.apply("ArgMax", logits, shape=label.shape, dtype="int64", axis=1, keepdims=0)
+    if label.rank == 1:
+        return Scores(loss_sum, _count(best.equals(label)))
+    wrong_count = (1.0 - best.equals(label).cast("float32")).sum(range(1, label.rank), keepdims=False)
+    return Scores(loss_sum, _count(wrong_count.equals(0.0)))
 
 
 def _one_hot(logits: Expr, label: Expr) -> Expr:
     """Compare with each class: a label outside the classes is right nowhere, and no index is out of range."""
-    classes = logits.builder.integers(range(int(logits.shape[1])))
-    column = logits.builder.apply("Unsqueeze", label, logits.builder.integers([1]), shape=(label.shape[0], 1))
-    return column.equals(classes).cast(logits.dtype)
+    classes = np.arange(int(logits.shape[1])).reshape(-1, *(1,) * (label.rank - 1))
+    shape = (label.shape[0], 1, *label.shape[1:])
+    column = logits.builder.apply("Unsqueeze", label, logits.builder.integers([1]), shape=shape)
+    return column.equals(logits.builder.constant(classes)).cast(logits.dtype)
 
 
 def _mean_squared_error(output: Expr, label: Expr) -> Training:
@@ -140,4 +146,5 @@ LOSSES: Final[Mapping[str, Loss]] = {
     "mean-squared-error": Loss("float32", _same_shape, _mean_squared_error, _mean_squared_error_scores),
     "binary-cross-entropy": Loss("float32", _same_shape, _binary_cross_entropy, _binary_cross_entropy_scores),
 }
-"""Losses by the name that a person gives them. Regression counts no example as right."""
+"""Losses by the name that a person gives them. Regression counts no example as right, and an example with several
+labels is right if all of them are."""

@@ -25,10 +25,12 @@ from federated_core.learning.graph import (
     TypedGraph,
     Value,
     needed_names,
+    prune,
     topological_order,
 )
 from federated_core.learning.onnx_branches import inline_branches
 from federated_core.learning.onnx_types import array_of, infer_types
+from federated_core.learning.simplification import rejoin_softmax
 
 MODEL_BYTES_MAX = 256 * 2**20
 NODE_COUNT_MAX = 20_000
@@ -87,7 +89,7 @@ def _typed(model: onnx.ModelProto, fixed: Mapping[str, int] | None) -> TypedGrap
     del model.graph.input[:]
     model.graph.input.extend(kept)
     types, folded = infer_types(model, fixed)
-    graph = _graph(model, folded, types)
+    graph = prune(rejoin_softmax(_graph(model, folded, types), types))
     typed = types | {name: Value(name, tensor.dtype, tensor.shape) for name, tensor in graph.constants.items()}
     return TypedGraph(graph, typed)
 

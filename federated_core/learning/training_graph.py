@@ -251,9 +251,12 @@ class _Head(NamedTuple):
     @classmethod
     def of(cls, model: TypedGraph, parameters: Sequence[str], loss: str, output: str | None) -> "_Head":
         infer = inference_graph(model, parameters)
-        builder = Builder(model.types, infer.constants, infer.nodes, infer.opset)
         chosen = loss_named(loss)
-        logits = builder.value(loss_input(infer, loss, output))
+        name = loss_input(infer, loss, output)
+        turned = _with_classes_second(model, infer, name, loss)
+        types = {**model.types, **{value.name: value for _, value in turned}}
+        builder = Builder(types, infer.constants, (*infer.nodes, *(node for node, _ in turned)), infer.opset)
+        logits = builder.value(turned[0][1].name if turned else name)
         if logits.dtype != "float32":
             raise UntrainableModelError(f"output '{logits.name}' is {logits.dtype}, expected float32")
         label = builder.declare(Value(LABEL, chosen.label_dtype, chosen.label_shape(logits.shape)))
@@ -269,6 +272,20 @@ class _Head(NamedTuple):
         known = {value.name for value in inputs} | set(self.builder.constants)
         ordered = topological_order(nodes, known)
         return prune(Graph(name, self.infer.opset, inputs, outputs, self.builder.constants, ordered))
+
+
+def _with_classes_second(model: TypedGraph, infer: Graph, name: str, loss: str) -> tuple[tuple[Node, Value], ...]:
+    """Return a Transpose to [batch, classes, ...] if the Softmax that is looked through has classes elsewhere."""
+    after = [node for node in infer.nodes if name in node.inputs and node.op in SQUASHING.get(loss, ())]
+    if loss != "softmax-cross-entropy" or not after or name not in model.types:
+        return ()
+    value = model.types[name]
+    rank, axis = len(value.shape), after[0].attributes.get("axis", -1)
+    if not isinstance(axis, int) or rank < 3 or axis % rank == 1:
+        return ()
+    order = (0, axis % rank, *(other for other in range(1, rank) if other != axis % rank))
+    turned = Value(f"{name}/classes-second", value.dtype, tuple(value.shape[place] for place in order))
+    return ((Node("Transpose", (name,), (turned.name,), {"perm": order}), turned),)
 
 
 def _named(builder: Builder, results: Mapping[str, str]) -> tuple[Node, ...]:
@@ -325,10 +342,16 @@ def loss_input(graph: Graph, loss: str, output: str | None = None) -> str:
         raise UntrainableModelError(f"the model has no output '{output}'; expected one of {', '.join(names)}")
     name = output or names[0]
     last = next((node for node in graph.nodes if name in node.outputs), None)
-    if last is not None and last.op == SQUASHING.get(loss):
+    while last is not None and last.op == "Identity":
+        name = last.inputs[0]
+        last = next((node for node in graph.nodes if name in node.outputs), None)
+    if last is not None and last.op in SQUASHING.get(loss, ()):
         return last.inputs[0]
     return name
 
 
-SQUASHING: Final[Mapping[str, str]] = {"softmax-cross-entropy": "Softmax", "binary-cross-entropy": "Sigmoid"}
+SQUASHING: Final[Mapping[str, tuple[str, ...]]] = {
+    "softmax-cross-entropy": ("Softmax", "LogSoftmax"),
+    "binary-cross-entropy": ("Sigmoid",),
+}
 """What a model may end in although the loss starts from logits."""

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -214,3 +216,33 @@ def test_a_parameter_that_the_loss_does_not_read_is_refused_by_name() -> None:
 def test_an_unknown_loss_is_refused_with_the_known_ones() -> None:
     with pytest.raises(LocalMisuseError, match="mean-squared-error"):
         loss_named("hinge")
+
+
+def segmentation(*, final: bool) -> bytes:
+    """A net that gives each of four places one of three classes; the Softmax at its end has classes last."""
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["scores"])]
+    nodes += [helper.make_node("Softmax", ["scores"], ["y"], axis=-1)] if final else []
+    nodes += [] if final else [helper.make_node("Transpose", ["scores"], ["y"], perm=[0, 2, 1])]
+    shape: list[int | str] = ["batch", 4, 3] if final else ["batch", 3, 4]
+    return onnx_model(nodes, {"x": ["batch", 4, 5]}, {"y": shape}, {"w": weights(np.random.default_rng(0), 5, 3)})
+
+
+@pytest.mark.parametrize("final", [True, False])
+def test_cross_entropy_over_several_places_averages_over_them(final: bool) -> None:
+    model = import_onnx(segmentation(final=final))
+    rng = np.random.default_rng(1)
+    x, label = rng.normal(size=(2, 4, 5)).astype(np.float32), rng.integers(0, 3, (2, 4))
+    w = model.graph.constants["w"].array()
+    probability = np.exp(x @ w) / np.exp(x @ w).sum(axis=-1, keepdims=True)
+    expected = -np.log(np.take_along_axis(probability, label[..., None], axis=-1)).mean()
+    slope = x.reshape(8, 5).T @ (probability - np.eye(3)[label]).reshape(8, 3) / 8
+    feeds: dict[str, NDArray[Any]] = {"x": x, "label": label, "w": w}
+    step_graph = training_graph(model, ["w"], ["w"], loss="softmax-cross-entropy")
+    results = run_onnxruntime(step_graph, {**feeds, "learning_rate": np.array(1.0, np.float32)})
+    assert float(results["loss"]) == pytest.approx(expected, rel=1e-5)
+    assert np.allclose(w - results["updated/w"], slope, atol=1e-6)
+    best = probability.argmax(axis=-1)
+    best[1, 3] = (best[1, 3] + 1) % 3
+    feeds["label"] = best
+    scores = run_onnxruntime(evaluation_graph(model, ["w"], loss="softmax-cross-entropy"), feeds)
+    assert int(scores["correct_count"]) == 1

@@ -5,6 +5,7 @@ from typing import Final
 import numpy as np
 
 from federated_core.engines.numpy_operators.operator import Array, Call, Operators
+from federated_core.learning.interpolation import interpolation_matrix
 
 
 def _reshape(call: Call) -> Array:
@@ -168,6 +169,27 @@ def _space_to_depth(call: Call) -> Array:
     return parts.transpose(order).reshape(batch, channels * block**2, height // block, width // block)
 
 
+def _resize(call: Call) -> Array:
+    x, rank = call.x, call.x.ndim
+    axes = [axis % rank for axis in call.integers("axes") or range(rank)]
+    if call.has(2) and call.input(2).size:
+        scales = [float(scale) for scale in call.input(2)]
+        after = [int(x.shape[axis] * scale) for axis, scale in zip(axes, scales, strict=True)]
+    else:
+        after = [int(size) for size in call.input(3)]
+        scales = [size / x.shape[axis] for axis, size in zip(axes, after, strict=True)]
+        policy = call.word("keep_aspect_ratio_policy", "stretch")
+        if policy != "stretch":
+            scales = [min(scales) if policy == "not_larger" else max(scales)] * len(axes)
+            after = [int(x.shape[axis] * scale + 0.5) for axis, scale in zip(axes, scales, strict=True)]
+    y = x
+    for axis, size, scale in zip(axes, after, scales, strict=True):
+        if size != x.shape[axis] or scale != 1.0:
+            matrix = interpolation_matrix(call.node.attributes, x.shape[axis], size, scale).astype(x.dtype)
+            y = np.moveaxis(np.moveaxis(y, axis, -1) @ matrix.T, -1, axis)
+    return y
+
+
 OPERATORS: Final[Operators] = {
     "Concat": _concat,
     "ConstantOfShape": _constant_of_shape,
@@ -180,6 +202,7 @@ OPERATORS: Final[Operators] = {
     "OneHot": _one_hot,
     "Pad": _pad,
     "Range": _range,
+    "Resize": _resize,
     "Reshape": _reshape,
     "ScatterElements": _scatter_elements,
     "ScatterND": _scatter_nd,
