@@ -2,8 +2,6 @@
 
 import re
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +14,7 @@ from scripts.fleet_demo.fleet import Fleet
 from scripts.fleet_demo.spar_data import Examples
 from scripts.process_groups import MIB, ProcessGroups
 from tests.console.chromium import chromium, open_page, sign_in
-from tests.console.served_console import PASSWORD
+from tests.console.operator_steps import make_first_user, promote, roll_back, watch_a_round_finish
 
 pytestmark = [
     pytest.mark.browser,
@@ -26,6 +24,7 @@ pytestmark = [
 ]
 
 TOP = Path(__file__).resolve().parents[2]
+TASK = "digits"
 DEVICES = ("a", "b", "c")
 ROUNDS = 6
 PATIENCE_MS = 90_000
@@ -76,11 +75,11 @@ def test_a_person_starts_a_task_watches_it_releases_its_model_and_takes_it_back(
         sign_in(page)
         start_fleet(fleet, make_token(page))
         start_task(page, *write_recipe(tmp_path))
-        watch_a_round_finish(page)
+        watch_a_round_finish(page, TASK, 1, len(DEVICES))
         watch_the_task_finish(page)
-        promote(page, version=3)
-        promote(page, version=ROUNDS)
-        roll_back(page)
+        promote(page, TASK, 3, len(DEVICES))
+        promote(page, TASK, ROUNDS, len(DEVICES))
+        roll_back(page, TASK, 3, len(DEVICES))
         page.get_by_role("link", name="Audit").click()
         audit = page.locator("table").inner_text()
         for asked in ("CreateToken", "CreateTask", "PromoteRelease"):
@@ -88,12 +87,6 @@ def test_a_person_starts_a_task_watches_it_releases_its_model_and_takes_it_back(
         page.get_by_role("button", name="Sign out").click()
         expect(page.get_by_role("heading", name="Fallow")).to_be_visible()
         page.context.close()
-
-
-def make_first_user(state: Path) -> None:
-    command = [sys.executable, "-m", "cloud_aggregator.cli", "user", "create", "anna"]
-    command += ["--role", "operator", "--password-stdin", "--state", str(state)]
-    subprocess.run(command, input=f"{PASSWORD}\n", text=True, check=True, timeout=60)
 
 
 def reach_console(page: Page, fleet: Fleet) -> None:
@@ -129,43 +122,8 @@ def start_task(page: Page, model: Path, plan: Path) -> None:
     expect(page.locator(".notice")).to_contain_text("Task digits begins with 9,610 parameters")
 
 
-def watch_a_round_finish(page: Page) -> None:
-    """The page of round 1, opened once and never loaded again, tells its end."""
-    page.goto("/rounds/digits/1")
-    page.evaluate("window.sameDocument = true")
-    expect(page.locator("#stages")).to_contain_text("completed")
-    expect(page.locator(".timeline")).to_contain_text(f"round completed: {len(DEVICES)} reports")
-    expect(page.locator("tbody")).to_contain_text("accepted")
-    assert page.evaluate("window.sameDocument") is True
-
-
 def watch_the_task_finish(page: Page) -> None:
     page.goto("/tasks/digits")
     expect(page.locator("[data-live=task]")).to_contain_text(f"round limit of {ROUNDS} reached")
     page.get_by_role("link", name="All rounds and charts").click()
     expect(page.locator("figure[data-chart=accuracy] svg")).to_be_visible()
-
-
-def promote(page: Page, version: int) -> None:
-    page.goto("/models/digits")
-    page.get_by_role("link", name=f"Promote {version}", exact=True).click()
-    page.get_by_label("Percent of the fleet first").fill("100")
-    page.get_by_role("button", name="Promote").click()
-    expect(page.locator(".notice")).to_contain_text(f"version {version} of digits")
-    all_run_it(page)
-
-
-def roll_back(page: Page) -> None:
-    page.get_by_role("link", name="Roll back").click()
-    expect(page.locator(".consequence")).to_contain_text(f"are to leave it: {len(DEVICES)}.")
-    page.get_by_role("button", name="Roll back").click()
-    expect(page.locator(".notice")).to_contain_text("takes the fleet back")
-    all_run_it(page)
-    expect(page.get_by_role("link", name="digits, version 3")).to_be_visible()
-
-
-def all_run_it(page: Page) -> None:
-    """The release's own page tells, without being loaded again, that every device runs it."""
-    runs = page.locator("dl.facts div").filter(has_text="Run it now").locator("dd")
-    expect(runs).to_have_text(str(len(DEVICES)))
-    expect(page.locator("[data-live=release] h2").first).to_contain_text("completed")
