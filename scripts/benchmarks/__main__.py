@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from scripts.benchmarks import demo
+from scripts.benchmarks import demo, train
 from scripts.benchmarks.console import measure_console
 from scripts.benchmarks.flower_peer import measure_flower
 
@@ -44,6 +44,7 @@ BENCHMARKS: dict[str, tuple[Callable[[argparse.Namespace], Figures], Callable[[a
     "console": (console, add_console),
     "demo": (demo.demo, demo.add_options),
     "flower": (flower, add_flower),
+    "train": (train.train, train.add_options),
 }
 
 
