@@ -94,13 +94,8 @@ class _Score(NamedTuple):
 
 
 def personal_rounds(rounds: int) -> int:
-    """Choose for how many of ``rounds`` a personalized device leaves the fleet: the last three quarters.
-
-    The fleet's gain comes early, while getting used to one person takes many epochs of a few hundred windows: with half
-    of the rounds the share of devices worse off than alone ranged up to a quarter over seven seeds, with three quarters
-    up to 15 % over five.
-    """
-    return max(1, 3 * rounds // 4)
+    """Choose for how many of ``rounds`` a personalized device leaves the fleet: half of them."""
+    return max(1, rounds // 2)
 
 
 def compare(

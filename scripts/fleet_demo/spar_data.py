@@ -18,7 +18,7 @@ from scripts.fleet_demo.spar_recordings import Recording
 
 SAMPLE_RATE_HZ: Final = 50
 WINDOW_SAMPLES: Final = 192
-HOP_SAMPLES: Final = 16
+HOP_SAMPLES: Final = 50
 LATER_HOP_SAMPLES: Final = 10
 """Finer, so that the one point of accuracy that counts as worse off is more than one window of a short recording."""
 OWN_RATIO: Final = 0.72

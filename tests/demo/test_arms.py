@@ -92,8 +92,8 @@ def test_a_device_leaves_the_fleet_within_the_rounds_that_there_were(comparison:
         compare(comparison._replace(personal_rounds=count))
 
 
-def test_a_device_is_on_its_own_for_three_quarters_of_the_rounds() -> None:
-    assert [personal_rounds(rounds) for rounds in (1, 2, 7, 20)] == [1, 1, 5, 15]
+def test_a_device_is_on_its_own_for_half_of_the_rounds() -> None:
+    assert [personal_rounds(rounds) for rounds in (1, 2, 7, 20)] == [1, 1, 3, 10]
 
 
 def test_a_watch_that_measures_in_other_units_is_judged_the_same(comparison: Comparison) -> None:
