@@ -4,15 +4,12 @@ The first part of every recording belongs to the device, which keeps a holdout o
 and the end is what the device sees *later*; only this program has it. A window never crosses these borders.
 """
 
-import io
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from federated_core.adapters.atomic_file import write_atomically
 from federated_core.errors import LocalMisuseError
 from scripts.fleet_demo.spar_recordings import Recording
 
@@ -80,13 +77,6 @@ def build_fleet(recordings: Sequence[Recording], *, device_count: int = DEVICE_C
         _wearer(f"person-{person:02d}", [item for item in recordings if item.person == person]) for person in held_out
     ]
     return FleetData(tuple(devices), tuple(unseen))
-
-
-def write_examples(path: Path, examples: Examples) -> None:
-    """Put examples where a device's store imports them from: an npz of ``x``, ``y`` and ``time_s``."""
-    file = io.BytesIO()
-    np.savez(file, x=examples.x, y=examples.y, time_s=examples.time_s)
-    write_atomically(path, file.getvalue())
 
 
 def together(parts: Sequence[Examples]) -> Examples:

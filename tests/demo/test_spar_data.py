@@ -1,9 +1,6 @@
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-from edge_agent.adapters.example_store import read_examples_file
 from federated_core.errors import LocalMisuseError
 from scripts.fleet_demo.spar_data import (
     HELD_OUT_PAIRS,
@@ -16,7 +13,6 @@ from scripts.fleet_demo.spar_data import (
     Examples,
     FleetData,
     build_fleet,
-    write_examples,
 )
 from scripts.fleet_demo.spar_recordings import Recording
 
@@ -107,13 +103,3 @@ def test_devices_beyond_the_people_are_arms(device_count: int) -> None:
 def test_a_fleet_of_another_size_is_refused(device_count: int) -> None:
     with pytest.raises(LocalMisuseError, match=f"devices: expected 8 to 16, got {device_count}"):
         build_fleet(counting_recordings(), device_count=device_count)
-
-
-def test_a_device_imports_the_file_that_the_demo_writes(tmp_path: Path, fleet: FleetData) -> None:
-    own = fleet.devices[0].own
-    write_examples(tmp_path / "own.npz", own)
-    x, y, time_s = read_examples_file(tmp_path / "own.npz")
-    assert x.dtype == np.float32
-    assert np.array_equal(x, own.x)
-    assert y.tolist() == own.y.tolist()
-    assert time_s.tolist() == own.time_s.tolist()
